@@ -1,0 +1,68 @@
+"""Train the embedded model: python scripts/train_model.py DATA RUN_FOLDER [--steps N] [--hidden N]
+
+DATA holds `musdb18-7/` (MUSDB18, its 7-second sample) and `mir1k/`. RUN_FOLDER gets the decoded audio, the checkpoints
+and the log. Killed and started again with the same command, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+import time
+from pathlib import Path
+
+from umx_ext.separation.config import Config
+from umx_ext.training.fit import Progress, TrainOptions, fit
+from umx_ext.training.tracks import Pack, pack
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+SPEEDS = (0.92, 1.0, 1.087)  # about a semitone and a half either way
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory: returning the large temporaries of each step costs more than the mathematics."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=TrainOptions.steps)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=TrainOptions.seed)
+    arguments = parser.parse_args()
+    keep_memory()
+
+    store = arguments.run / "pack"
+    if not (store / "index.json").exists():
+        roots = [arguments.data / "musdb18-7", arguments.data / "mir1k"]
+        pack(roots, store, speeds=SPEEDS, progress=lambda done, total: show(f"decoding {done}/{total}"))
+    config = Config(branches=("linear-log", "mel"), hidden=arguments.hidden, mask="sigmoid")
+    options = TrainOptions(steps=arguments.steps, seed=arguments.seed)
+    started = time.monotonic()
+    first: list[int] = []
+
+    def progress(now: Progress) -> None:
+        first.append(now.step) if not first else None
+        seconds = (time.monotonic() - started) / (now.step - first[0] + 1)
+        left = (now.steps - now.step) * seconds / 60
+        show(f"step {now.step}/{now.steps}  loss {now.loss:.4f}  {seconds:.2f} s/step  {left:.0f} min left")
+        if now.vocals_sdr_db is not None:
+            print(f"\nvalid: vocals {now.vocals_sdr_db:.3f} dB, accompaniment {now.accompaniment_sdr_db:.3f} dB")
+
+    print("\nbest:", fit(Pack(store), config, options, arguments.run, progress=progress))
+
+
+def show(line: str) -> None:
+    print(f"\r{line:<100}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

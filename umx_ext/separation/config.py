@@ -1,0 +1,95 @@
+"""The frozen description of a separator: with it and the weights, everything can be rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from umx_ext.errors import ModelError
+
+__all__ = ["Config"]
+
+MASKS = ("relu", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything needed to rebuild a `Separator` except its weights.
+
+    The defaults are open-unmix's (SPEC of `umxhq`): a linear branch alone, hidden size 512, three BLSTM layers.
+
+    Attributes:
+        stems: names of the stems that have a network, in order.
+        branches: names in `umx_ext.separation.branches.BRANCHES`, each the start of one encoder + BLSTM.
+        sample_rate: rate the networks run at, Hz.
+        channels: channels the networks run at, 1 or 2.
+        n_fft: STFT window, samples (periodic Hann).
+        hop: STFT hop, samples.
+        bandwidth_hz: highest frequency that the branches look at.
+        n_mels: bands of the mel branches.
+        hidden: width of the network; each direction of a BLSTM has half of it.
+        layers: BLSTM layers.
+        dropout: between BLSTM layers, in training only.
+        mask: ``"relu"`` (open-unmix: unbounded) or ``"sigmoid"`` (0 to 1).
+    """
+
+    stems: tuple[str, ...] = ("vocals",)
+    branches: tuple[str, ...] = ("linear",)
+    sample_rate: int = 44100
+    channels: int = 2
+    n_fft: int = 4096
+    hop: int = 1024
+    bandwidth_hz: float = 16000.0
+    n_mels: int = 128
+    hidden: int = 512
+    layers: int = 3
+    dropout: float = 0.4
+    mask: str = "relu"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stems", tuple(self.stems))
+        object.__setattr__(self, "branches", tuple(self.branches))
+        if not self.stems or not self.branches:
+            raise ModelError(f"a separator needs at least one stem and one branch, got {self.stems} and {self.branches}")
+        if self.channels not in (1, 2):
+            raise ModelError(f"expected 1 or 2 channels, got {self.channels}")
+        if self.mask not in MASKS:
+            raise ModelError(f"no mask named {self.mask!r}; known: {', '.join(MASKS)}")
+        if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
+            raise ModelError(f"n_fft ({self.n_fft}) must be even and a multiple of the hop, at least twice ({self.hop})")
+        if self.hidden % 2:
+            raise ModelError(f"hidden ({self.hidden}) must be even: half of it for each direction of the BLSTM")
+
+    @property
+    def bins(self) -> int:
+        """Frequencies of the one-sided STFT."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def bandwidth_bins(self) -> int:
+        """Number of STFT bins at or below `bandwidth_hz` (1487 for 16 kHz at 44.1 kHz and n_fft 4096)."""
+        return min(self.bins, int(self.bandwidth_hz * self.n_fft / self.sample_rate) + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain, JSON-ready dict; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Config:
+        """Rebuild from `to_dict`'s output.
+
+        Raises:
+            ModelError: a field is unknown, so the model was made by a newer umx_ext, or missing its type.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ModelError(
+                f"the model's config has fields that this version does not know: {', '.join(unknown)}; update umx-ext"
+            )
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ModelError(f"the model's config is malformed: {error}") from error

@@ -1,0 +1,130 @@
+"""The network of one stem: branches, an encoder and a BLSTM each, their sum, a decoder, a mask.
+
+With the branch ``linear`` alone this is open-unmix (Stöter et al., JOSS 2019) and `from_openunmix_state` loads its
+weights. With more branches, each has an encoder and BLSTM of its own; the ``[encoder output, BLSTM output]``
+concatenations are added, weighted by one learnable gain for each branch after the first, and one decoder follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from umx_ext.errors import ModelError
+from umx_ext.separation.branches import build_branch
+from umx_ext.separation.config import Config
+
+__all__ = ["Encoder", "MaskNet", "from_openunmix_state"]
+
+
+class Encoder(nn.Module):
+    """One branch's standardisation, first matrix and BLSTM.
+
+    Attributes:
+        mean: added to the features, `(features,)`; minus the training mean at first.
+        scale: multiplied after that, `(features,)`; one over the training deviation at first.
+    """
+
+    def __init__(self, name: str, config: Config) -> None:
+        super().__init__()
+        self.branch = build_branch(name, config)
+        features, hidden = self.branch.features, config.hidden
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.scale = nn.Parameter(torch.ones(features))
+        self.fc1 = nn.Linear(features * config.channels, hidden, bias=False)
+        self.bn1 = nn.BatchNorm1d(hidden)
+        self.lstm = nn.LSTM(
+            hidden,
+            hidden // 2,
+            num_layers=config.layers,
+            bidirectional=True,
+            batch_first=False,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+        )
+
+    def forward(self, magnitude: Tensor) -> Tensor:
+        """`(batch, frames, channels, bins)` -> `(frames, batch, 2 * hidden)`: encoder output beside BLSTM output."""
+        features = (self.branch(magnitude) + self.mean) * self.scale
+        hidden = self.fc1(features.flatten(2))  # (batch, frames, hidden)
+        hidden = torch.tanh(_normalised(self.bn1, hidden)).transpose(0, 1)
+        recurrent, _ = self.lstm(hidden)
+        return torch.cat([hidden, recurrent], dim=-1)
+
+
+def _normalised(norm: nn.BatchNorm1d, hidden: Tensor) -> Tensor:
+    return norm(hidden.flatten(0, 1)).view(hidden.shape)
+
+
+class MaskNet(nn.Module):
+    """Predicts the magnitude spectrogram of one stem from the mixture's.
+
+    Args:
+        config: the separator's configuration; `stems` in it is not looked at.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        hidden, bins, channels = config.hidden, config.bins, config.channels
+        self.encoders = nn.ModuleDict({name: Encoder(name, config) for name in config.branches})
+        self.gains = nn.Parameter(torch.ones(len(config.branches) - 1))  # of each branch after the first
+        self.fc2 = nn.Linear(2 * hidden, hidden, bias=False)
+        self.bn2 = nn.BatchNorm1d(hidden)
+        self.fc3 = nn.Linear(hidden, bins * channels, bias=False)
+        self.bn3 = nn.BatchNorm1d(bins * channels)
+        self.output_scale = nn.Parameter(torch.ones(bins))
+        self.output_mean = nn.Parameter(torch.ones(bins))
+
+    def forward(self, magnitude: Tensor) -> Tensor:
+        """The stem's magnitudes: the mask times the mixture's, which is not differentiated.
+
+        Args:
+            magnitude: `(batch, channels, bins, frames)`, >= 0; fastest with frames outermost in memory, as
+                `spectral.stft` gives it.
+
+        Returns:
+            The same shape and memory layout, >= 0, and 0 where the mixture is 0.
+        """
+        frames_major = magnitude.permute(0, 3, 1, 2)
+        return (self.mask(frames_major) * frames_major.detach()).permute(0, 2, 3, 1)
+
+    def mask(self, magnitude: Tensor) -> Tensor:
+        """The mask alone, frames-major: `(batch, frames, channels, bins)` -> the same shape."""
+        batch, frames, channels, bins = magnitude.shape
+        expected = (self.config.channels, self.config.bins)
+        if (channels, bins) != expected:
+            raise ModelError(
+                f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
+                f"bins, got {channels} channels and {bins} bins"
+            )
+        first, *others = (encoder(magnitude) for encoder in self.encoders.values())
+        for gain, other in zip(self.gains, others, strict=True):
+            first = first + gain * other
+        hidden = torch.relu(_normalised(self.bn2, self.fc2(first)))
+        hidden = _normalised(self.bn3, self.fc3(hidden)).view(frames, batch, channels, bins)
+        hidden = (hidden * self.output_scale + self.output_mean).transpose(0, 1)
+        return torch.sigmoid(hidden) if self.config.mask == "sigmoid" else torch.relu(hidden)
+
+
+def from_openunmix_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of open-unmix's `OpenUnmix` under `MaskNet`'s names (one branch, ``linear``).
+
+    Keys that describe the transform, not the network (`stft.window`, `sample_rate`, `transform.*`), are left out.
+
+    Raises:
+        ModelError: a key is neither open-unmix's nor one of those.
+    """
+    renamed = {"gains": torch.ones(0)}
+    for key, value in state.items():
+        head = key.split(".")[0]
+        if head in ("input_mean", "input_scale"):
+            renamed[f"encoders.linear.{head.removeprefix('input_')}"] = value
+        elif head in ("fc1", "bn1", "lstm"):
+            renamed[f"encoders.linear.{key}"] = value
+        elif head in ("fc2", "bn2", "fc3", "bn3", "output_scale", "output_mean"):
+            renamed[key] = value
+        elif head not in ("stft", "sample_rate", "transform"):
+            raise ModelError(f"{key!r} is no weight of open-unmix: this is a model of another architecture")
+    return renamed
