@@ -1,0 +1,260 @@
+"""The gain law's statistics, the remix's sums, and a trainer that goes on exactly where it was killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from umx_ext.errors import AudioError, UsageError
+from umx_ext.evaluation.sdr import frame_sdr, median_sdr
+from umx_ext.separation.config import Config
+from umx_ext.training.fit import TrainOptions, fit, phase_sensitive_target
+from umx_ext.training.remix import REMIXES, Remixer, active_level, wsj0_gains_db
+from umx_ext.training.tracks import MUSDB_VALID, Entry, Pack, data_hash, find_tracks, pack
+
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A tiny packed corpus: tones and noise bursts, two songs to train on and one to validate with."""
+    folder = tmp_path_factory.mktemp("pack")
+    rng = np.random.default_rng(0)
+    time_s = np.arange(2 * RATE) / RATE
+    entries, values, offset = [], [], 0
+    for song, split in (("a", "train"), ("b", "train"), ("v", "valid")):
+        for stem, hertz in (("vocals", 440), ("drums", 0), ("bass", 80), ("other", 1000)):
+            tone = np.sin(2 * np.pi * hertz * time_s) if hertz else rng.standard_normal(2 * RATE)
+            stereo = np.stack([tone, 0.5 * tone]) * 0.3 * rng.uniform(0.5, 1.0)
+            block = (stereo.T * 32767).clip(-32768, 32767).astype("<i2")
+            entries.append(Entry(song, split, "musdb18", stem, 1.0, 2, len(block), offset))
+            values.append(block.ravel())
+            offset += block.size
+    for stem in ("vocals", "accompaniment"):
+        block = (0.2 * rng.standard_normal(2 * RATE) * 32767).clip(-32768, 32767).astype("<i2")
+        entries.append(Entry("m", "train", "mir1k", stem, 1.0, 1, len(block), offset))
+        values.append(block)
+        offset += block.size
+    np.concatenate(values).tofile(folder / "audio.i16")
+    (folder / "index.json").write_text(
+        json.dumps({"sample_rate": RATE, "data_sha256": "0" * 64, "entries": [vars(entry) for entry in entries]})
+    )
+    return folder
+
+
+def test_wsj0_gains_have_the_printed_statistics():
+    rng = np.random.default_rng(0)
+    gains = np.stack([wsj0_gains_db(4, rng) for _ in range(20_000)])
+    assert gains[:, 0].mean() == pytest.approx(-27.43, abs=3 * 2.57 / np.sqrt(20_000))
+    assert gains[:, 0].std() == pytest.approx(2.57, rel=0.02)
+    relative = gains[:, 1:] - gains[:, :1]
+    assert relative.mean() == pytest.approx(-2.51, abs=3 * 2.66 / np.sqrt(60_000))
+    assert relative.std() == pytest.approx(2.66, rel=0.02)
+    # Each relative to the first, not to the one before: the deviations do not grow, and share no first draw.
+    assert np.abs(np.corrcoef(relative.T) - np.eye(3)).max() < 0.03
+
+
+def test_active_level_leaves_silence_out():
+    tone = np.full((2, RATE), 0.25, np.float32)
+    tone[:, RATE // 2 :] = 0
+    level, share = active_level(tone, RATE)
+    assert level == pytest.approx(0.25)
+    assert share == pytest.approx(0.5)
+    assert active_level(np.zeros((2, RATE), np.float32), RATE) == (0.0, 0.0)
+    assert active_level(np.full((2, RATE), 1e-6, np.float32), RATE) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", REMIXES)
+def test_every_remix_peaks_at_0_9_and_keeps_the_image(store, name):
+    remixer = Remixer(Pack(store), remix=name, samples=RATE, no_vocals=0.0, mir1k_vocals=0.0, mir1k_whole=0.0)
+    for item in range(20):
+        mixture, vocals = remixer.draw(np.random.default_rng([0, item]))
+        assert mixture.shape == vocals.shape == (2, RATE)
+        assert max(np.abs(mixture).max(), np.abs(vocals).max()) <= 0.9 + 1e-6
+        energy = np.square(vocals).sum(axis=1)
+        assert max(energy) / min(energy) == pytest.approx(4.0, rel=1e-2)  # int16 rounding of the store
+
+
+def test_a_drawn_example_has_the_drawn_levels(store):
+    remixer = Remixer(Pack(store), samples=RATE, own_song=1.0, own_accompaniment=0.0, mir1k_whole=0.0, no_vocals=0.0)
+    levels = []
+    for item in range(400):
+        mixture, vocals = remixer.draw(np.random.default_rng([1, item]))
+        rest = mixture - vocals
+        levels.append(20 * np.log10(np.abs(rest).mean() / np.abs(vocals).mean()))
+    # Three independent sources at -2.51 +- 2.66 dB: the spread of their sum is narrower than one's (SPEC 1.i).
+    assert 1.2 < np.std(levels) < 2.1
+
+
+def test_examples_without_vocals_have_silent_vocals(store):
+    remixer = Remixer(Pack(store), samples=RATE, no_vocals=1.0, mir1k_whole=0.0)
+    mixture, vocals = remixer.draw(np.random.default_rng(0))
+    assert not vocals.any() and mixture.any()
+
+
+def test_the_same_seed_draws_the_same_example(store):
+    remixer = Remixer(Pack(store), samples=RATE)
+    first, second = (remixer.draw(np.random.default_rng([3, 4])) for _ in range(2))
+    assert np.array_equal(first[0], second[0])
+    assert not np.array_equal(first[0], remixer.draw(np.random.default_rng([3, 5]))[0])
+
+
+def test_training_never_sees_a_validation_song(store):
+    pack_ = Pack(store)
+    read = []
+    original = pack_.read
+    pack_.read = lambda entry, *rest: (read.append(entry), original(entry, *rest))[1]  # type: ignore[method-assign]
+    remixer = Remixer(pack_, samples=RATE)
+    for item in range(50):
+        remixer.draw(np.random.default_rng([0, item]))
+    assert {entry.track for entry in read} == {"a", "b", "m"}
+
+
+def test_unknown_remix_names_the_known_ones(store):
+    with pytest.raises(UsageError, match="known: wsj0"):
+        Remixer(Pack(store), remix="loud")
+
+
+def test_phase_sensitive_target_is_the_projection():
+    mixture = torch.tensor([1 + 0j, 2j, 1 + 0j, 1 + 0j])
+    target = torch.tensor([0.5 + 3j, 1j, -1 + 0j, 4 + 0j])
+    expected = torch.tensor([0.5, 1.0, 0.0, 1.0])
+    assert torch.allclose(phase_sensitive_target(target, mixture, mixture.abs()), expected)
+
+
+CONFIG = Config(branches=("linear-log", "mel"), hidden=8, n_fft=256, hop=64, n_mels=8, sample_rate=RATE,
+                bandwidth_hz=3000.0, mask="sigmoid")  # fmt: skip
+OPTIONS = TrainOptions(steps=12, batch=2, excerpt_s=0.5, every=3, warmup=2)
+
+
+def test_a_run_lowers_its_loss_and_writes_its_log(store, tmp_path):
+    losses = []
+    options = TrainOptions(steps=60, batch=4, excerpt_s=0.5, every=30, warmup=2, learning_rate=1e-2)
+    best = fit(Pack(store), CONFIG, options, tmp_path, progress=lambda now: losses.append(now.loss))
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    state = torch.load(best, weights_only=True)
+    assert state["step"] in (30, 60)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+
+
+def test_training_leaves_the_callers_random_state_alone(store, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(Pack(store), CONFIG, TrainOptions(steps=1, batch=1, excerpt_s=0.5, every=1), tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_killed_run_ends_with_the_same_weights_to_the_bit(store, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill_at_8(now):
+        if now.step == 8:
+            raise Killed
+
+    fit(Pack(store), CONFIG, OPTIONS, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(Pack(store), CONFIG, OPTIONS, tmp_path / "killed", progress=kill_at_8)
+    steps = []
+    fit(Pack(store), CONFIG, OPTIONS, tmp_path / "killed", progress=lambda now: steps.append(now.step))
+    assert steps[0] == 7  # after the last checkpoint, not from the start
+    whole, killed = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
+    for part in ("net", "averaged"):
+        assert all(torch.equal(whole[part][key], killed[part][key]) for key in whole[part])
+
+
+def test_a_run_survives_sigkill(store, tmp_path):
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from tests.test_training import CONFIG, TrainOptions; from umx_ext.training.fit import fit, Pack\n"
+        f"fit(Pack(Path({str(store)!r})), CONFIG, TrainOptions(steps=100000, batch=1, excerpt_s=0.5, every=1),\n"
+        f"    Path({str(tmp_path)!r}))\n"
+    )
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= 1
+
+
+def test_another_configuration_does_not_continue_a_run(store, tmp_path):
+    options = TrainOptions(steps=2, batch=1, excerpt_s=0.5, every=1)
+    fit(Pack(store), CONFIG, options, tmp_path)
+    with pytest.raises(UsageError, match="other settings"):
+        fit(Pack(store), CONFIG, TrainOptions(steps=3, batch=1, excerpt_s=0.5, every=1), tmp_path)
+
+
+def test_frame_sdr_is_musevals(data):
+    from tests.peers import import_peer
+    from umx_ext import audio
+
+    museval = import_peer("museval")
+    path = sorted((data / "musdb18-7" / "train").glob("*.stem.mp4"))[0]
+    stems = [audio.read(path, stream=index)[0][:, : 3 * 44100 + 500] for index in (4, 3)]
+    references = torch.stack(stems)
+    noise = torch.randn(references.shape, generator=torch.Generator().manual_seed(0))
+    estimates = references + 0.02 * noise
+    references[0, :, 44100 : 2 * 44100] = 0  # a silent second is nan for every source in museval
+    expected, *_ = museval.evaluate(references.mT.numpy(), estimates.mT.numpy(), win=44100, hop=44100)
+    ours = frame_sdr(references, estimates, 44100).numpy()
+    assert np.isnan(ours[0, 1]) and np.isnan(expected[0, 1])
+    voiced = [0, 2]
+    assert np.abs(ours[:, voiced] - expected[:, voiced]).max() < 1e-6
+
+
+def test_median_sdr_of_half_the_signal_is_6_db():
+    signal = torch.randn(2, 5 * RATE, generator=torch.Generator().manual_seed(0))
+    assert median_sdr(signal, 0.5 * signal, RATE) == pytest.approx(20 * np.log10(2), abs=1e-4)
+    assert np.isnan(median_sdr(signal, signal, RATE))
+
+
+def test_musdb_split_is_musdbs_own():
+    from tests.peers import import_peer
+
+    yaml = import_peer("yaml")
+    musdb = importlib.util.find_spec("musdb")  # not imported: it refuses to be where ffmpeg is not installed
+    if musdb is None or musdb.origin is None:
+        pytest.skip("musdb is not installed; pip install 'umx-ext[research]'")
+    settings = yaml.safe_load((Path(musdb.origin).parent / "configs" / "mus.yaml").read_text())
+    assert set(settings["validation_tracks"]) == MUSDB_VALID
+
+
+def test_packing_real_songs_keeps_valid_apart_and_never_looks_at_test(data, tmp_path):
+    root = tmp_path / "musdb"
+    (root / "train").mkdir(parents=True)
+    (root / "test").mkdir()
+    songs = sorted((data / "musdb18-7" / "train").glob("*.stem.mp4"))
+    valid = next(song for song in songs if song.name.removesuffix(".stem.mp4") in MUSDB_VALID)
+    for song in (songs[1], valid):
+        (root / "train" / song.name).symlink_to(song)
+    (root / "test" / "never.stem.mp4").write_bytes(b"not audio")
+    pack([root], tmp_path / "pack", speeds=(1.0, 0.9))
+    store = Pack(tmp_path / "pack")
+    assert {entry.split for entry in store if entry.track == valid.name.removesuffix(".stem.mp4")} == {"valid"}
+    train = store.songs("train", "musdb18")
+    assert sorted(speed for _, speed in train) == [0.9, 1.0]
+    slow, normal = (song["vocals"].samples for _, song in sorted(train.items(), key=lambda item: item[0][1]))
+    assert slow / normal == pytest.approx(1 / 0.9, rel=1e-4)
+    assert store.data_sha256 == data_hash(find_tracks(root))
+
+
+def test_a_folder_without_songs_is_refused(tmp_path):
+    with pytest.raises(AudioError, match="no songs"):
+        find_tracks(tmp_path)
