@@ -1,0 +1,208 @@
+"""Our separation against open-unmix 1.3.0, same random weights, in turn: python scripts/bench_separate.py SONG
+
+SONG is tiled or cut to four minutes of 44.1 kHz stereo. Each run is a process of its own: it reads a WAV with
+soundfile, separates it and writes WAVs, with two threads. Time counts from after the imports to the last file written;
+memory is the peak resident set of the whole process. Needs the extra `research`. Writes `docs/speed.json` and the
+README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SECONDS, RATE, THREADS = 240, 44100, 2
+STEMS = {"karaoke": ["vocals"], "four stems": ["vocals", "drums", "bass", "other"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("song", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", nargs=3, metavar=("SYSTEM", "JOB", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        system, job, folder = arguments.child
+        {"open-unmix": open_unmix, "umx_ext": umx_ext_exact, "umx_ext blocks": umx_ext_blocks}[system](
+            STEMS[job], arguments.song, Path(folder)
+        )
+        return
+
+    import soundfile
+    import torch
+    from tables import machine, publish, render
+
+    from umx_ext import audio
+
+    with tempfile.TemporaryDirectory() as folder:
+        song = Path(folder, "song.wav")
+        waveform, rate = audio.read(arguments.song)
+        waveform = audio.resample(waveform, rate, RATE)[:2]
+        waveform = waveform.repeat(2 // len(waveform), math.ceil(SECONDS * RATE / waveform.shape[-1]))
+        soundfile.write(song, waveform[:, : SECONDS * RATE].mT.numpy(), RATE, subtype="PCM_16")
+        mixture = torch.from_numpy(soundfile.read(song, dtype="float32")[0]).mT
+        rows, detail = [], {}
+        for job, systems in {
+            "karaoke": ["open-unmix", "umx_ext", "umx_ext blocks"],
+            "four stems": ["open-unmix", "umx_ext"],
+        }.items():
+            results: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+            for turn in range(arguments.rounds):
+                for system in systems:
+                    target = Path(folder, job, system)
+                    target.mkdir(parents=True, exist_ok=True)
+                    results[system].append(run(arguments.song, system, job, song, target))
+                    print(f"{job} {turn + 1}/{arguments.rounds} {system}: {results[system][-1]}", file=sys.stderr)
+            for system in systems:
+                seconds = [result["seconds"] for result in results[system]]
+                peak = statistics.median(result["peak_mb"] for result in results[system])
+                ratios = [b["seconds"] / a["seconds"] for a, b in zip(results[system], results["open-unmix"], strict=True)]
+                apart = max(
+                    difference_db(Path(folder, job, system, name), Path(folder, job, "open-unmix", name), mixture)
+                    for name in (f"{stem}.wav" for stem in STEMS[job])
+                )
+                rows.append(
+                    [
+                        job,
+                        {"umx_ext": "umx_ext, exact (--no-split)", "umx_ext blocks": "umx_ext, default blocks"}.get(
+                            system, "open-unmix 1.3.0"
+                        ),
+                        f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})",
+                        "1" if system == "open-unmix" else f"**{statistics.median(ratios):.1f}x**",
+                        f"{peak:.0f}",
+                        "" if system == "open-unmix" else f"{apart:.0f}",
+                    ]
+                )
+            detail[job] = results
+    table = {
+        "columns": ["job", "system", "seconds", "speed", "peak memory, MB", "difference from open-unmix, dB"],
+        "rows": rows,
+        "note": f"Four minutes of stereo at 44.1 kHz, the same random weights (open-unmix's size), {THREADS} threads, "
+        f"{arguments.rounds} runs each in turn; seconds are medians (range), speed is the median ratio of paired runs, "
+        "memory the peak of the whole process, the difference the RMS of the stems' difference beside the mixture's. "
+        f"{machine()}.",
+        "runs": detail,
+    }
+    print(render(table))
+    publish("speed", table)
+
+
+def run(original: Path, system: str, job: str, song: Path, folder: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, str(song), "--child", system, job, str(folder)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def difference_db(ours: Path, theirs: Path, mixture) -> float:
+    import soundfile
+    import torch
+
+    first, second = (torch.from_numpy(soundfile.read(path, dtype="float32")[0]).mT for path in (ours, theirs))
+    return 10 * math.log10(float((first - second).square().mean() / mixture.square().mean()) + 1e-30)
+
+
+def report(started: float) -> None:
+    seconds = time.perf_counter() - started
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": round(seconds, 3), "peak_mb": round(peak_mb, 1)}))
+
+
+def weights(stem: str) -> dict:
+    """Random but the same on both sides, under open-unmix's names and shapes: normalised layers, working masks."""
+    import torch
+
+    generator = torch.Generator().manual_seed(len(stem) + ord(stem[0]))
+
+    def normal(*shape: int, scale: float) -> torch.Tensor:
+        return scale * torch.randn(*shape, generator=generator)
+
+    hidden, bins, wide = 512, 2049, 1487
+    state = {"input_mean": normal(wide, scale=0.1), "input_scale": 1 + normal(wide, scale=0.1)}
+    state |= {"output_scale": 1 + normal(bins, scale=0.1), "output_mean": 1 + normal(bins, scale=0.1)}
+    sizes = {"1": (2 * wide, hidden), "2": (2 * hidden, hidden), "3": (hidden, 2 * bins)}
+    for number, (inputs, outputs) in sizes.items():
+        state[f"fc{number}.weight"] = normal(outputs, inputs, scale=inputs**-0.5)
+        state[f"bn{number}.weight"] = 1 + normal(outputs, scale=0.1)
+        state[f"bn{number}.bias"] = normal(outputs, scale=0.1)
+        state[f"bn{number}.running_mean"] = normal(outputs, scale=0.1)
+        state[f"bn{number}.running_var"] = 1 + normal(outputs, scale=0.1).abs()
+    for layer in range(3):
+        for way in ("", "_reverse"):
+            for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                shape = (4 * hidden // 2,) if "bias" in part else (4 * hidden // 2, hidden if "ih" in part else hidden // 2)
+                state[f"lstm.{part}_l{layer}{way}"] = normal(*shape, scale=0.05)
+    return state
+
+
+def open_unmix(stems: list[str], song: Path, folder: Path) -> None:
+    import soundfile
+    import torch
+    from openunmix import model, utils
+
+    torch.set_num_threads(THREADS)
+    started = time.perf_counter()
+    nets = {}
+    for stem in stems:
+        nets[stem] = model.OpenUnmix(nb_bins=2049, nb_channels=2, hidden_size=512, max_bin=1487)
+        nets[stem].load_state_dict(weights(stem), strict=False)
+    separator = model.Separator(nets, niter=1, residual=len(stems) == 1, sample_rate=RATE, n_fft=4096, n_hop=1024)
+    separator.freeze()
+    waveform, rate = soundfile.read(song, dtype="float32", always_2d=True)
+    with torch.no_grad():
+        tensor = utils.preprocess(torch.from_numpy(waveform.T.copy()), rate, separator.sample_rate)
+        estimates = separator.to_dict(separator(tensor))
+    for name, estimate in estimates.items():
+        name = "accompaniment" if name == "residual" else name
+        soundfile.write(folder / f"{name}.wav", estimate[0].T.numpy(), rate, subtype="FLOAT")
+    report(started)
+
+
+def umx_ext_exact(stems: list[str], song: Path, folder: Path) -> None:
+    ours(stems, song, folder, split=False)
+
+
+def umx_ext_blocks(stems: list[str], song: Path, folder: Path) -> None:
+    ours(stems, song, folder, split=True)
+
+
+def ours(stems: list[str], song: Path, folder: Path, *, split: bool) -> None:
+    import contextlib
+
+    import torch
+
+    from umx_ext import audio
+    from umx_ext.separation.config import Config
+    from umx_ext.separation.masknet import from_openunmix_state
+    from umx_ext.separation.separator import Options, Separator
+
+    torch.set_num_threads(THREADS)
+    started = time.perf_counter()
+    separator = Separator(Config(stems=tuple(stems)))
+    for stem, net in separator.nets.items():
+        net.load_state_dict(from_openunmix_state(weights(stem)), strict=False)
+    # The filter's own estimates, as open-unmix writes them.
+    wanted = (*stems, "accompaniment") if len(stems) == 1 else tuple(stems)
+    options = Options(stems=wanted, split=split, accompaniment="mixture" if len(stems) == 1 else "wiener")
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(audio.AudioReader(song))
+        writers = {
+            name: stack.enter_context(audio.AudioWriter(folder / f"{name}.wav", RATE, 2, bits="32f")) for name in wanted
+        }
+        for block in separator.stream(reader, reader.sample_rate, options):
+            for name, writer in writers.items():
+                writer.write(block[name])
+        for writer in writers.values():
+            writer.commit()
+    report(started)
+
+
+if __name__ == "__main__":
+    main()

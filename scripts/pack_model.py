@@ -1,0 +1,49 @@
+"""Pack the best checkpoint of a training run into the package: python scripts/pack_model.py RUN COMMIT
+
+Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the run's
+log to `docs/training_log.csv`. COMMIT is the revision whose trainer made the run. The card is written by hand beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from umx_ext.separation.config import Config
+from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.pretrained import save
+from umx_ext.separation.separator import Separator
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("commit")
+    arguments = parser.parse_args()
+    best = torch.load(arguments.run / "best.pt", weights_only=True)
+    config = Config.from_dict(best["config"])
+    net = MaskNet(config)
+    net.load_state_dict(best["state"])
+    metadata = {
+        "commit": arguments.commit,
+        "data_sha256": best["data"],
+        "steps": str(best["step"]),
+        "seed": str(best["options"]["seed"]),
+        "options": json.dumps(best["options"]),
+        "valid_vocals_sdr_db": f"{best['sdr_db']:.3f}",
+        "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
+    }
+    target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
+    save(Separator(config, {"vocals": net}), target, metadata=metadata, half=True)
+    shutil.copyfile(arguments.run / "log.csv", ROOT / "docs" / "training_log.csv")
+    print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {best['step']}, {metadata['valid_vocals_sdr_db']} dB")
+
+
+if __name__ == "__main__":
+    main()

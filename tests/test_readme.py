@@ -1,0 +1,54 @@
+"""The README's tables are what the scripts wrote, and what it shows exists."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+TABLES = re.findall(r"<!-- table:(\w+) -->\n(.*?)\n<!-- /table -->", README, re.DOTALL)
+
+
+def tables_module():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tables"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_tables():
+    assert {name for name, _ in TABLES} == {"scores", "speed", "memory", "context"}
+
+
+@pytest.mark.parametrize(("name", "body"), TABLES)
+def test_a_table_is_what_its_script_wrote(name, body):
+    table = json.loads((ROOT / "docs" / f"{name}.json").read_text())
+    assert body == tables_module().render(table)
+
+
+def test_a_figure_changed_by_hand_is_noticed():
+    changed = {"columns": ["a"], "rows": [["1.00"]], "note": ""}
+    assert tables_module().render(changed) != "| a |\n|---|\n| 1.01 |"
+
+
+def test_every_file_the_readme_names_exists():
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README) + re.findall(r"python (scripts/\w+\.py)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_option_the_readme_shows_is_in_the_help(capsys):
+    from umx_ext import cli
+
+    cli.main(["separate", "--help"])
+    text = capsys.readouterr().out
+    shown = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", "\n".join(re.findall(r"umx-ext separate .*", README))))
+    assert len(shown) > 5
+    assert [option for option in shown - {"--help"} if option not in text] == []

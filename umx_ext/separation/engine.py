@@ -1,0 +1,476 @@
+"""Inference on a CPU: the numbers of network, Wiener filter and inverse STFT one after the other, sooner and leaner.
+
+A whole waveform goes through three passes, each cut into tasks for a few workers with one torch thread each:
+
+1. *Encode*, some hundred frames a task: STFT, magnitude, branches, first matrix. Only `(frames, hidden)` is kept.
+2. *Recur*: the BLSTM, one direction of one branch a task, and the matrix after it, which takes its place in memory.
+3. *Decode*, some hundred frames a task: the STFT again (cheaper than keeping it), masks, Wiener filter, inverse STFT,
+   overlap-add into the result.
+
+Standardisations and batch norms are folded into the three matrices. Everything is frames-major. Nothing depends on the
+number of workers, to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from umx_ext.errors import AudioError, UsageError
+from umx_ext.separation.branches import Branch
+from umx_ext.separation.config import Config
+from umx_ext.separation.masknet import Encoder, MaskNet
+from umx_ext.separation.wiener import WINDOW, filter_window
+from umx_ext.separation.workers import Workers
+from umx_ext.spectral import frame_count, hann
+
+__all__ = ["RESIDUAL", "Engine"]
+
+RESIDUAL = "residual"
+
+_TASK = 300  # frames of an encoding or decoding task: large enough for matrix products, small enough to stay lean
+_CHUNK = 32  # frames that are transformed at a time: they fit the cache
+_LSTM_CHUNK = 2048  # frames between two looks at whether the result is still wanted; bounds the LSTM's own memory
+_MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
+
+_ENCODE, _RECUR, _DECODE = 0.15, 0.45, 0.40  # rough shares of the time, for progress
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """One branch of one stem's network, folded.
+
+    Attributes:
+        name, branch: features of a magnitude spectrogram; chains with the same name have the same.
+        weight, bias: standardisation, fc1 and bn1; `(hidden, channels * features)`, `(hidden,)`.
+        layers: for each layer of the BLSTM, for each direction, torch's four tensors.
+        skip, recurrent: this branch's part of fc2 and bn2, for the encoder's and for the BLSTM's output;
+            `(hidden, hidden)`.
+    """
+
+    name: str
+    branch: Branch
+    weight: Tensor
+    bias: Tensor
+    layers: list[list[list[Tensor]]]
+    skip: Tensor
+    recurrent: Tensor
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A stem's chains, and what follows their sum: the rest of bn2; fc3, bn3 and the output scaling."""
+
+    chains: list[_Chain]
+    bias2: Tensor
+    weight3: Tensor
+    bias3: Tensor
+
+
+def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """A batch norm in evaluation, as factor and offset, in double precision."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return factor, norm.bias.double() - norm.running_mean.double() * factor
+
+
+def _float(values: Tensor) -> Tensor:
+    return values.detach().to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _folded_chain(name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor2: Tensor, channels: int) -> _Chain:
+    factor, offset = _affine(encoder.bn1)
+    fc1 = encoder.fc1.weight.double() * factor[:, None]
+    scale, mean = (values.double().repeat(channels) for values in (encoder.scale, encoder.mean))
+    lstm = encoder.lstm
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    layers = [
+        [[_float(getattr(lstm, f"{name}_l{layer}{suffix}")) for name in names] for suffix in ("", "_reverse")]
+        for layer in range(lstm.num_layers)
+    ]
+    skip, recurrent = (fc2.double() * factor2[:, None] * gain.double()).chunk(2, dim=1)
+    return _Chain(
+        name=name,
+        branch=copy.deepcopy(encoder.branch).to(device="cpu", dtype=torch.float32).eval(),
+        weight=_float(fc1 * scale),
+        bias=_float(fc1 @ (scale * mean) + offset),
+        layers=layers,
+        skip=_float(skip),
+        recurrent=_float(recurrent),
+    )
+
+
+@torch.no_grad()
+def _folded(net: MaskNet, channels: int) -> _Head:
+    factor2, bias2 = _affine(net.bn2)
+    gains = torch.cat([net.gains.new_ones(1), net.gains])
+    encoders = [(name, encoder) for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)]
+    factor3, offset3 = _affine(net.bn3)
+    scale, mean = (values.double().repeat(channels) for values in (net.output_scale, net.output_mean))
+    return _Head(
+        chains=[
+            _folded_chain(name, encoder, gain, net.fc2.weight, factor2, channels)
+            for (name, encoder), gain in zip(encoders, gains, strict=True)
+        ],
+        bias2=_float(bias2),
+        weight3=_float(net.fc3.weight.double() * (factor3 * scale)[:, None]),
+        bias3=_float(offset3 * scale + mean),
+    )
+
+
+class Engine:
+    """Exact inference for the networks of one separator, on the CPU, in float32.
+
+    The weights are read once, here: an engine does not see what is done to the networks afterwards. Dropout is off and
+    batch norms use their running statistics, whatever mode the networks are in.
+
+    Args:
+        nets: a network a stem, in order.
+        config: what they were built from.
+        threads: workers, at least 1; None for torch's count at the time of the call, but at most 8.
+
+    Raises:
+        UsageError: no network, one named ``"residual"``, or less than 1 thread.
+    """
+
+    def __init__(self, nets: Mapping[str, MaskNet], config: Config, *, threads: int | None = None) -> None:
+        if not nets:
+            raise UsageError("an engine needs at least one network, got none")
+        if RESIDUAL in nets:
+            raise UsageError(f"no stem can be named {RESIDUAL!r}: that is what the others leave")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}")
+        self.config = config
+        self.stems = tuple(nets.keys())
+        self.threads = threads
+        self._heads = {stem: _folded(net, config.channels) for stem, net in nets.items()}
+
+    def separate(
+        self,
+        waveform: Tensor,
+        *,
+        stems: Sequence[str] | None = None,
+        niter: int = 1,
+        wiener_win_len: int | None = WINDOW,
+        residual: bool = False,
+        wanted: Sequence[str] | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """Separate a waveform in one go.
+
+        Args, raises: as `overlap_added`.
+
+        Returns:
+            float32 `(wanted sources, channels, samples)`.
+        """
+        config, samples = self.config, waveform.shape[-1]
+        frames = frame_count(samples, config.hop)
+        sums = self.overlap_added(
+            waveform,
+            0,
+            frames,
+            stems=stems,
+            niter=niter,
+            wiener_win_len=wiener_win_len,
+            residual=residual,
+            wanted=wanted,
+            progress=progress,
+        )
+        squares = hann(config.n_fft, sums).square().view(-1, config.hop)
+        blocks = sums.unflatten(-1, (-1, config.hop))
+        shared = len(squares) - 1
+        # All windows are present in the blocks between the first and the last ones.
+        for block in (*range(min(shared, frames)), *range(max(shared, frames), frames + shared)):
+            present = squares[max(0, block - frames + 1) : block + 1]
+            blocks[..., block, :] /= present.sum(dim=0).clamp_min(1e-11)
+        blocks[..., shared:frames, :] /= squares.sum(dim=0)
+        half = config.n_fft // 2
+        return sums[..., half : half + samples]
+
+    def overlap_added(
+        self,
+        waveform: Tensor,
+        first: int,
+        last: int,
+        *,
+        stems: Sequence[str] | None = None,
+        niter: int = 1,
+        wiener_win_len: int | None = WINDOW,
+        residual: bool = False,
+        wanted: Sequence[str] | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """Some frames of the estimates, windowed and overlap-added, not yet divided by the squared windows' sum.
+
+        The networks see the whole waveform; what follows them does no more than these frames.
+
+        Args:
+            waveform: `(channels, samples)`, real, at the config's rate and channels. Reflected at both ends.
+            first: first frame, centred on sample ``first * hop``; windows of the Wiener filter are counted from it.
+            last: frame after the last.
+            stems: networks to run, in this order; None for all.
+            niter: iterations of the Wiener filter; 0 gives the masked magnitudes the mixture's phase.
+            wiener_win_len: frames of a window of the filter; None for all.
+            residual: let the filter have one more source, ``"residual"``: the mixture minus the stems.
+            wanted: sources to return, in this order; None for all. All take part in the filter.
+            progress: called with the fraction done, 0 to 1, from the caller's thread.
+
+        Returns:
+            float32 `(wanted sources, channels, (last - first - 1) * hop + n_fft)`; its first sample is sample
+            ``first * hop - n_fft / 2`` of the waveform.
+
+        Raises:
+            AudioError: the waveform's shape or kind.
+            UsageError: one of the other arguments.
+        """
+        config = self.config
+        if waveform.dim() != 2 or waveform.shape[0] != config.channels or not waveform.is_floating_point():
+            raise AudioError(
+                f"expected a real waveform ({config.channels}, samples), got {waveform.dtype} {tuple(waveform.shape)}"
+            )
+        stems = self.stems if stems is None else tuple(stems)
+        sources = (*stems, RESIDUAL) if residual else stems
+        wanted = sources if wanted is None else tuple(wanted)
+        unknown = [stem for stem in stems if stem not in self.stems] + [stem for stem in wanted if stem not in sources]
+        if unknown or not stems or not wanted:
+            raise UsageError(
+                f"expected stems among {', '.join(self.stems)} and wanted sources among {', '.join(sources)}, "
+                f"got {', '.join(unknown) or 'none'}"
+            )
+        frames = frame_count(waveform.shape[-1], config.hop)
+        if not 0 <= first < last <= frames:
+            raise UsageError(f"expected a range of the {frames} frames, got {first} to {last}")
+        if niter < 0 or (wiener_win_len is not None and wiener_win_len < 1):
+            raise UsageError(
+                f"niter must be at least 0 and wiener_win_len at least 1 (or None), got {niter} and {wiener_win_len}"
+            )
+        count = self.threads or min(torch.get_num_threads(), _MOST_WORKERS)
+        with Workers(count) as workers:
+            heads = [self._heads[stem] for stem in stems]
+            job = _Job(config, heads, waveform.detach().to("cpu", torch.float32), workers, count, progress)
+            hidden = job.recur(job.encode())
+            plan = _Plan(first, last, niter, wiener_win_len, residual, tuple(map(sources.index, wanted)))
+            return job.decode(hidden, plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the decoder shall do; see `Engine.overlap_added`."""
+
+    first: int
+    last: int
+    niter: int
+    window: int | None
+    residual: bool
+    wanted: tuple[int, ...]
+
+
+class _Job:
+    """One waveform on its way through the three passes."""
+
+    def __init__(
+        self,
+        config: Config,
+        heads: list[_Head],
+        waveform: Tensor,
+        workers: Workers,
+        count: int,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.config = config
+        self.heads = heads
+        self.workers = workers
+        self.count = count
+        self.progress = progress
+        self.half = config.n_fft // 2
+        self.window = hann(config.n_fft, waveform)
+        samples = waveform.shape[-1]
+        self.frames = frame_count(samples, config.hop)
+        if samples <= self.half:  # too short to be reflected; see `spectral.stft`
+            waveform = nn.functional.pad(waveform, (0, self.half + 1 - samples))
+        self.waveform = waveform
+
+    def encode(self) -> list[list[Tensor]]:
+        """For each stem, for each chain, `(frames, hidden)`: what enters the BLSTM."""
+        hidden = self.config.hidden
+        encoded = [[torch.empty(self.frames, hidden) for _ in head.chains] for head in self.heads]
+        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _TASK)]
+        self._do(tasks, 0.0, _ENCODE)
+        return encoded
+
+    def recur(self, encoded: list[list[Tensor]]) -> list[Tensor]:
+        """For each stem, `(frames, hidden)`: what enters the decoder, in the place of what was encoded."""
+        chains = [
+            (chain, values, of_stem[0])
+            for head, of_stem in zip(self.heads, encoded, strict=True)
+            for chain, values in zip(head.chains, of_stem, strict=True)
+        ]
+        abreast = max(1, self.count // 2)  # with more, every worker would wait as long, and more memory be held
+        share = _RECUR / len(chains)
+        for first in range(0, len(chains), abreast):
+            group = chains[first : first + abreast]
+            begin = _ENCODE + first * share
+            inputs = [values for _, values, _ in group]
+            layers = len(group[0][0].layers)
+            for layer in range(layers):
+                outputs = [torch.empty(self.frames, self.config.hidden) for _ in group]
+                tasks = [
+                    partial(self._direction, weights, source, target, reverse)
+                    for (chain, _, _), values, output in zip(group, inputs, outputs, strict=True)
+                    for weights, source, target, reverse in zip(
+                        chain.layers[layer], (values, values), output.chunk(2, dim=1), (False, True), strict=True
+                    )
+                ]
+                step = share * len(group) / layers
+                self._do(tasks, begin + layer * step, begin + (layer + 1) * step)
+                inputs = outputs
+            for (chain, values, total), output in zip(group, inputs, strict=True):
+                parts = _cut(self.frames, _TASK)
+                self._do([partial(self._project, chain, values, output, total, slice(a, b)) for a, b in parts])
+        return [of_stem[0] for of_stem in encoded]
+
+    def decode(self, hidden: list[Tensor], plan: _Plan) -> Tensor:
+        """`(wanted sources, channels, samples)` as planned."""
+        shared = self.config.n_fft // self.config.hop - 1
+        shape = (len(plan.wanted), self.config.channels, plan.last - plan.first + shared, self.config.hop)
+        result = torch.empty(shape)
+        tasks = []
+        for windows in _together(plan):
+            tasks.append(partial(self._decode, hidden, windows, plan, result))
+            for a, b in _edges(windows[0][0], windows[-1][1], shared):
+                result[:, :, a - plan.first : b - plan.first] = 0.0
+        for edges in self._do(tasks, _ENCODE + _RECUR, 1.0):
+            for block, values in edges:
+                result[:, :, block - plan.first :][:, :, : values.shape[2]] += values
+        return result.flatten(-2)
+
+    # Tasks, which workers run.
+
+    def _encode(self, first: int, last: int, encoded: list[list[Tensor]]) -> None:
+        magnitude = self._spectrogram(first, last)[1]
+        features: dict[str, Tensor] = {}
+        for head, values in zip(self.heads, encoded, strict=True):
+            for chain, target in zip(head.chains, values, strict=True):
+                self.workers.check()
+                if chain.name not in features:
+                    features[chain.name] = chain.branch(magnitude[None])[0].flatten(1)
+                torch.addmm(chain.bias, features[chain.name], chain.weight.mT, out=target[first:last]).tanh_()
+
+    def _direction(self, weights: list[Tensor], values: Tensor, target: Tensor, reverse: bool) -> None:
+        """One direction of one layer: `(frames, hidden)` -> `(frames, hidden / 2)`."""
+        state = torch.zeros(2, 1, 1, target.shape[-1]).unbind(0)
+        cuts = [(self.frames - b, self.frames - a) if reverse else (a, b) for a, b in _cut(self.frames, _LSTM_CHUNK)]
+        for a, b in cuts:
+            self.workers.check()
+            steps = values[a:b].flip(0) if reverse else values[a:b]
+            output, *state = torch.lstm(steps[:, None], state, weights, True, 1, 0.0, False, False, False)
+            target[a:b] = output[:, 0].flip(0) if reverse else output[:, 0]
+
+    def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
+        """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
+        product = (encoded[rows] @ chain.skip.mT).addmm_(recurrent[rows], chain.recurrent.mT)
+        if total is not encoded:
+            product += total[rows]
+        total[rows] = product
+
+    def _decode(
+        self, hidden: list[Tensor], windows: list[tuple[int, int]], plan: _Plan, result: Tensor
+    ) -> list[tuple[int, Tensor]]:
+        """Write the blocks that these frames alone make; return the others, each range with its first block's number."""
+        config = self.config
+        first, last = windows[0][0], windows[-1][1]
+        spectrum, magnitude = self._spectrogram(first, last)
+        magnitudes = [
+            self._masked(head, values[first:last], magnitude) for head, values in zip(self.heads, hidden, strict=True)
+        ]
+        del magnitude
+        shared = config.n_fft // config.hop - 1
+        blocks = torch.zeros(len(plan.wanted), config.channels, last - first + shared, config.hop)
+        for a, b in windows:
+            here = slice(a - first, b - first)
+            filtered = filter_window(
+                [values[here] for values in magnitudes],
+                spectrum[here],
+                niter=plan.niter,
+                residual=plan.residual,
+                wanted=plan.wanted,
+            )
+            for chunk, estimates in filtered:
+                self.workers.check()
+                pieces = torch.fft.irfft(estimates, n=config.n_fft).movedim(1, 2)  # (sources, channels, frames, n_fft)
+                at = a - first + chunk.start
+                for part in range(shared + 1):
+                    samples = slice(part * config.hop, (part + 1) * config.hop)
+                    target = blocks[:, :, at + part : at + part + pieces.shape[2]]
+                    target.addcmul_(pieces[..., samples], self.window[samples])
+        edges = _edges(first, last, shared)
+        begin, end = edges[0][1], edges[-1][0]
+        if begin < end:
+            result[:, :, begin - plan.first : end - plan.first] = blocks[:, :, begin - first : end - first]
+        return [(a, blocks[:, :, a - first : b - first].clone()) for a, b in edges]
+
+    # Pieces of those.
+
+    def _spectrogram(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """The STFT of some frames, complex `(frames, channels, bins)`, and its magnitude."""
+        config = self.config
+        spectrum = torch.empty(last - first, config.channels, config.bins, dtype=torch.complex64)
+        magnitude = torch.empty(last - first, config.channels, config.bins)
+        for a, b in _cut(last - first, _CHUNK):
+            self.workers.check()
+            views = self._samples((first + a) * config.hop - self.half, (first + b - 1) * config.hop + self.half)
+            frames = torch.empty(b - a, config.channels, config.n_fft)
+            torch.mul(views.unfold(-1, config.n_fft, config.hop).movedim(1, 0), self.window, out=frames)
+            torch.fft.rfft(frames, out=spectrum[a:b])
+            parts = torch.view_as_real(spectrum[a:b]).square()
+            torch.add(parts[..., 0], parts[..., 1], out=magnitude[a:b]).sqrt_()
+        return spectrum, magnitude
+
+    def _samples(self, begin: int, end: int) -> Tensor:
+        """Samples of the waveform, reflected at its ends."""
+        length = self.waveform.shape[-1]
+        if begin >= 0 and end <= length:
+            return self.waveform[:, begin:end]
+        index = (length - 1) - (torch.arange(begin, end).abs() - (length - 1)).abs()
+        return self.waveform[:, index]
+
+    def _masked(self, head: _Head, values: Tensor, magnitude: Tensor) -> Tensor:
+        """The stem's magnitudes `(frames, channels, bins)`."""
+        self.workers.check()
+        mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3.mT)
+        mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
+        return mask.view(magnitude.shape).mul_(magnitude)
+
+    def _do(self, tasks: Sequence[Callable[[], object]], begin: float = 0.0, end: float = 0.0) -> list:
+        """Run the tasks and report progress."""
+        results = []
+        for number, result in enumerate(self.workers.run(tasks), start=1):
+            results.append(result)
+            if self.progress is not None and end:
+                self.progress(begin + (end - begin) * number / len(tasks))
+        return results
+
+
+def _cut(frames: int, length: int) -> list[tuple[int, int]]:
+    return [(first, min(first + length, frames)) for first in range(0, frames, length)]
+
+
+def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:
+    """Windows of the Wiener filter, each its first frame and the one after its last, some hundred frames together."""
+    length = _TASK if plan.niter == 0 else (plan.window or plan.last - plan.first)
+    windows = [(first, min(first + length, plan.last)) for first in range(plan.first, plan.last, length)]
+    several = max(1, _TASK // length)
+    for number in range(0, len(windows), several):
+        yield windows[number : number + several]
+
+
+def _edges(first: int, last: int, shared: int) -> list[tuple[int, int]]:
+    """The blocks of one hop that frames share with those before and after them; frame t makes t to t + shared."""
+    if last - first < shared:
+        return [(first, last + shared)]
+    return [(first, first + shared), (last, last + shared)]

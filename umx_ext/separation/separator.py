@@ -1,0 +1,294 @@
+"""The separator: waveform in, Stems out; for an array, a song, and hours of audio by the same code.
+
+Long audio is cut into blocks. Each block's *core* is a whole number of Wiener windows; *context* on both sides is shown
+to the network and thrown away. Frames of all cores are overlap-added into one signal, so that a cut is no seam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from umx_ext.errors import AudioError, ModelError, UsageError
+from umx_ext.separation.config import Config
+from umx_ext.separation.engine import RESIDUAL, Engine
+from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.wiener import wiener
+from umx_ext.separation.streaming import stream
+from umx_ext.spectral import hann, istft, overlap_add, stft
+from umx_ext.stems import Stems
+
+__all__ = ["ACCOMPANIMENTS", "Options", "Separator"]
+
+ACCOMPANIMENTS = ("mixture", "wiener")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to separate.
+
+    Attributes:
+        stems: which stems to return; None: all that the model has, and the accompaniment if it has vocals alone.
+        niter: iterations of the Wiener filter; 0 is the network's magnitude with the mixture's phase.
+        wiener_win_len: frames over which the filter's spatial covariances are shared.
+        accompaniment: ``"mixture"``: the accompaniment is the mixture minus the vocals (and the stem ``other`` of a
+            model of four stems the mixture minus the rest), so that the stems add up; ``"wiener"``: the filter's own.
+        segment_s: core of a block, seconds, rounded up to whole Wiener windows.
+        overlap_s: context on each side of a block, seconds.
+        split: False: no blocks, the network sees everything at once; memory then grows with the length.
+    """
+
+    stems: tuple[str, ...] | None = None
+    niter: int = 1
+    wiener_win_len: int = 300
+    accompaniment: str = "mixture"
+    segment_s: float = 55.0
+    overlap_s: float = 3.0
+    split: bool = True
+
+    def __post_init__(self) -> None:
+        if self.niter < 0:
+            raise UsageError(f"expected niter of 0 or more, got {self.niter}")
+        if self.wiener_win_len < 1:
+            raise UsageError(f"expected a wiener_win_len of at least 1 frame, got {self.wiener_win_len}")
+        if self.accompaniment not in ACCOMPANIMENTS:
+            raise UsageError(f"expected accompaniment {' or '.join(ACCOMPANIMENTS)}, got {self.accompaniment!r}")
+        if not (math.isfinite(self.segment_s) and self.segment_s > 0):
+            raise UsageError(f"expected segment_s in seconds above 0, got {self.segment_s}")
+        if not (math.isfinite(self.overlap_s) and self.overlap_s >= 0):
+            raise UsageError(f"expected overlap_s in seconds of 0 or more, got {self.overlap_s}")
+
+
+class Separator(nn.Module):
+    """A frozen `Config` and one `MaskNet` a stem.
+
+    Args:
+        config: what the networks are.
+        nets: stem -> network; new networks with random weights when left out.
+
+    Raises:
+        ModelError: the networks' names are not the config's stems.
+    """
+
+    def __init__(self, config: Config, nets: Mapping[str, MaskNet] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.nets = nn.ModuleDict(nets if nets is not None else {stem: MaskNet(config) for stem in config.stems})
+        if tuple(self.nets) != config.stems:
+            raise ModelError(f"expected networks for {', '.join(config.stems)}, got {', '.join(self.nets)}")
+        self.metadata: dict[str, str] = {}
+        self._engine: Engine | None = None
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """What `separate` returns by default."""
+        return (*self.config.stems, "accompaniment") if self.config.stems == ("vocals",) else self.config.stems
+
+    def train(self, mode: bool = True) -> Separator:
+        """As `torch.nn.Module.train`; the prepared inference weights are dropped, since they may change now."""
+        self._engine = None
+        super().train(mode)
+        return self
+
+    def load_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """As `torch.nn.Module.load_state_dict`."""
+        self._engine = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        self._engine = None
+        return super()._apply(fn, recurse)
+
+    def forward(
+        self, waveform: Tensor, *, niter: int = 1, wiener_win_len: int = 300, residual: bool = False
+    ) -> Tensor:
+        """The networks and the Wiener filter in plain differentiable torch: the definition of what `separate` does.
+
+        Args:
+            waveform: `(batch, channels, samples)` at the config's rate and channels.
+            niter: iterations of the Wiener filter.
+            wiener_win_len: its window, frames.
+            residual: add what no network claims as one more stem, at the end.
+
+        Returns:
+            `(batch, stems, channels, samples)` in the order of ``config.stems``.
+        """
+        self._check(waveform, batched=True)
+        config = self.config
+        spectrum = stft(waveform, config.n_fft, config.hop)
+        magnitudes = torch.stack([net(spectrum.abs()) for net in self.nets.values()], dim=1)
+        estimates = wiener(
+            magnitudes.permute(0, 1, 4, 2, 3),
+            spectrum.permute(0, 3, 1, 2),
+            niter=niter,
+            window=wiener_win_len,
+            residual=residual,
+        ).permute(0, 1, 3, 4, 2)
+        return istft(estimates, config.n_fft, config.hop, waveform.shape[-1])
+
+    def separate(
+        self,
+        waveform: Tensor,
+        sample_rate: int,
+        options: Options | None = None,
+        *,
+        progress: Callable[[float], None] | None = None,
+    ) -> Stems:
+        """Take a waveform apart.
+
+        Args:
+            waveform: `(channels, samples)` or `(batch, channels, samples)`, floating point, at most 8 channels. It is
+                not changed.
+            sample_rate: its rate, Hz; the stems come back at it.
+            options: how; the defaults when left out.
+            progress: called with the share that is done, 0 to 1.
+
+        Returns:
+            `Stems` of the waveform's shape, on the CPU.
+
+        Raises:
+            AudioError: wrong axes, no samples, nan or inf.
+            UsageError: a stem that this model does not have.
+        """
+        if waveform.ndim == 3:
+            count = len(waveform)
+            parts = []
+            for index, item in enumerate(waveform):
+
+                def report(share: float, index: int = index) -> None:
+                    if progress is not None:
+                        progress((index + share) / count)
+
+                parts.append(self.separate(item, sample_rate, options, progress=report))
+            if not parts:
+                raise AudioError("expected at least one waveform in the batch, got none")
+            stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+            return Stems(stacked, sample_rate, waveform.float().cpu())
+        self._check(waveform, batched=False)
+        total = waveform.shape[-1]
+        pieces: dict[str, list[Tensor]] = {}
+        done = 0
+        for stems in self.stream([waveform], sample_rate, options):
+            for name, piece in stems.items():
+                pieces.setdefault(name, []).append(piece)
+            done += stems.mixture.shape[-1]
+            if progress is not None:
+                progress(done / total)
+        joined = {name: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for name, parts in pieces.items()}
+        return Stems(joined, sample_rate, waveform.float().cpu())
+
+    def stream(
+        self, blocks: Iterable[Tensor], sample_rate: int, options: Options | None = None
+    ) -> Iterator[Stems]:
+        """Take a waveform apart that arrives in blocks; memory is bounded by the settings, not by the length.
+
+        Args:
+            blocks: `(channels, samples)` each, of any lengths, one after the other.
+            sample_rate: their rate, Hz.
+            options: how; the defaults when left out.
+
+        Yields:
+            `Stems` that follow each other without gap; together as long as the input. Their `mixture` is the input.
+
+        Raises:
+            AudioError: wrong axes, no samples at all, nan or inf.
+            UsageError: a stem that this model does not have.
+        """
+        return stream(self, blocks, sample_rate, options or Options())
+
+    def overlap_added(
+        self,
+        waveform: Tensor,
+        first: int,
+        last: int,
+        *,
+        stems: tuple[str, ...],
+        niter: int,
+        wiener_win_len: int,
+        residual: bool,
+        wanted: tuple[str, ...],
+    ) -> Tensor:
+        """Frames `first` to `last` of the estimates for one block, windowed and overlap-added, not yet normalised.
+
+        Args:
+            waveform: the block, `(channels, samples)` at the config's rate and channels, context included.
+            first: first frame of the core (Wiener windows are counted from it).
+            last: frame after the core's last.
+            stems: networks to run.
+            niter: iterations of the Wiener filter.
+            wiener_win_len: its window, frames.
+            residual: let the filter have one more source, what no network claims, named ``"residual"``.
+            wanted: sources to return, in this order.
+
+        Returns:
+            `(wanted, channels, (last - first - 1) * hop + n_fft)`, on the CPU; its first sample is sample
+            ``first * hop - n_fft / 2`` of the block.
+        """
+        if self.device.type == "cpu":
+            if self._engine is None:
+                self._engine = Engine(self.nets, self.config)  # type: ignore[arg-type]
+            return self._engine.overlap_added(
+                waveform,
+                first,
+                last,
+                stems=stems,
+                niter=niter,
+                wiener_win_len=wiener_win_len,
+                residual=residual,
+                wanted=wanted,
+            )
+        return self._plain_overlap_added(waveform, first, last, stems, niter, wiener_win_len, residual, wanted)
+
+    @torch.no_grad()
+    def _plain_overlap_added(
+        self,
+        waveform: Tensor,
+        first: int,
+        last: int,
+        stems: tuple[str, ...],
+        niter: int,
+        wiener_win_len: int,
+        residual: bool,
+        wanted: tuple[str, ...],
+    ) -> Tensor:
+        config = self.config
+        spectrum = stft(waveform.to(self.device), config.n_fft, config.hop)
+        magnitude = spectrum.abs()
+        magnitudes = torch.stack([self.nets[stem](magnitude[None])[0, ..., first:last] for stem in stems])
+        estimates = wiener(
+            magnitudes.permute(0, 3, 1, 2),
+            spectrum[..., first:last].permute(2, 0, 1),
+            niter=niter,
+            window=wiener_win_len,
+            residual=residual,
+        )[[(*stems, RESIDUAL).index(source) for source in wanted]]  # (wanted, frames, channels, bins)
+        frames = torch.fft.irfft(estimates.transpose(1, 2), n=config.n_fft)
+        return overlap_add(frames * hann(config.n_fft, frames), config.hop).cpu()
+
+    def _check(self, waveform: Tensor, *, batched: bool) -> None:
+        axes = "(batch, channels, samples)" if batched else "(channels, samples)"
+        if not isinstance(waveform, Tensor):
+            raise AudioError(f"expected a tensor {axes}, got {type(waveform).__name__}; use torch.from_numpy")
+        if waveform.ndim != (3 if batched else 2):
+            raise AudioError(f"expected {axes}, got {tuple(waveform.shape)}")
+        if not waveform.is_floating_point():
+            raise AudioError(f"expected a floating point waveform with full scale 1.0, got {waveform.dtype}")
+        if batched and waveform.shape[1] != self.config.channels:
+            raise AudioError(f"expected {axes} with {self.config.channels} channels, got {tuple(waveform.shape)}")
+        if waveform.shape[-1] == 0:
+            raise AudioError(f"expected at least one sample, got {tuple(waveform.shape)}")
+        if waveform.shape[-2] > 8:
+            raise AudioError(
+                f"expected {axes} with at most 8 channels, got {tuple(waveform.shape)}; "
+                "from soundfile or numpy, pass waveform.T"
+            )
