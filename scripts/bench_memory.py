@@ -1,6 +1,6 @@
 """Peak memory of the command on long recordings: python scripts/bench_memory.py SONG [--minutes 10 60 180]
 
-SONG is tiled. Each run is the real command in a process of its own; memory is the peak resident set of the whole process.
+SONG is tiled. Each run is the real command in a process of its own; memory is the peak resident set of that process.
 Writes `docs/memory.json` and the README's table.
 """
 

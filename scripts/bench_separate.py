@@ -64,7 +64,8 @@ def main() -> None:
             for system in systems:
                 seconds = [result["seconds"] for result in results[system]]
                 peak = statistics.median(result["peak_mb"] for result in results[system])
-                ratios = [b["seconds"] / a["seconds"] for a, b in zip(results[system], results["open-unmix"], strict=True)]
+                pairs = zip(results[system], results["open-unmix"], strict=True)
+                ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
                 apart = max(
                     difference_db(Path(folder, job, system, name), Path(folder, job, "open-unmix", name), mixture)
                     for name in (f"{stem}.wav" for stem in STEMS[job])
@@ -137,7 +138,8 @@ def weights(stem: str) -> dict:
     for layer in range(3):
         for way in ("", "_reverse"):
             for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                shape = (4 * hidden // 2,) if "bias" in part else (4 * hidden // 2, hidden if "ih" in part else hidden // 2)
+                inputs = () if "bias" in part else (hidden,) if "ih" in part else (hidden // 2,)
+                shape = (4 * hidden // 2, *inputs)
                 state[f"lstm.{part}_l{layer}{way}"] = normal(*shape, scale=0.05)
     return state
 

@@ -1,7 +1,7 @@
 """The installed package with nothing but its core dependencies separates a song: python scripts/check_core.py
 
-Run it from an empty directory with an interpreter in which umx_ext is installed. A song is taken from UMX_EXT_DATA if that
-is set, otherwise made. Fails if a package of the research extra was imported or installed.
+Run it from an empty directory with an interpreter in which umx_ext is installed. A song is taken from UMX_EXT_DATA if
+that is set, otherwise made. Fails if a package of the research extra was imported or installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     assert rate == soundfile.info(song).samplerate and len(vocals) == len(accompaniment) == len(mixture)
     total = (vocals.astype("int32") + accompaniment).astype("float64") / 32768
     apart = abs(total - mixture).max()
-    print(f"core alone: {len(mixture) / rate:.0f} s separated, stems add up within {apart * 32768:.2f} steps of 16 bits")
+    print(f"core alone: {len(mixture) / rate:.0f} s separated; the sum is off by {apart * 32768:.2f} steps of 16 bits")
     assert apart <= 1.01 / 32768 or abs(mixture).max() > 1 - 1 / 32768
     import umx_ext
 

@@ -1,9 +1,9 @@
 """How much context does the model need at a cut? python scripts/measure_context.py DATA
 
-Songs of MUSDB18's validation split, 7 s each, are joined to one long recording. It is separated as a whole (exact) and in
-blocks of 14 s with less and less context on both sides. Printed are the RMS of the vocals' difference beside the exact
-vocals, the largest difference of a second, and the change of the vocals SDR. Writes `docs/context.json` and the README's
-table.
+Songs of MUSDB18's validation split, 7 s each, are joined to one long recording. It is separated as a whole (exact) and
+in blocks of 14 s with less and less context on both sides. Printed are the RMS of the vocals' difference beside the
+exact vocals, the largest difference of a second, and the change of the vocals SDR. Writes `docs/context.json` and the
+README's table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pack the best checkpoint of a training run into the package: python scripts/pack_model.py RUN COMMIT
 
-Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the run's
-log to `docs/training_log.csv`. COMMIT is the revision whose trainer made the run. The card is written by hand beside it.
+Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the
+run's log to `docs/training_log.csv`. COMMIT is the revision whose trainer made the run.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def main() -> None:
         "steps": str(best["step"]),
         "seed": str(best["options"]["seed"]),
         "options": json.dumps(best["options"]),
+        "schedule": json.dumps(best["schedule"]),
         "valid_vocals_sdr_db": f"{best['sdr_db']:.3f}",
         "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
     }
     target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
     save(Separator(config, {"vocals": net}), target, metadata=metadata, half=True)
     shutil.copyfile(arguments.run / "log.csv", ROOT / "docs" / "training_log.csv")
-    print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {best['step']}, {metadata['valid_vocals_sdr_db']} dB")
+    print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {best['step']}")
 
 
 if __name__ == "__main__":

@@ -113,8 +113,8 @@ def main() -> None:
             "true vocals in the accompaniment, dB down",
         ],
         "rows": rows,
-        "note": f"{len(names)} seven-second songs of MUSDB18's {arguments.subset} part: median over one-second frames, then "
-        "over songs (column 4: mean over songs). These excerpts are not comparable with scores on full songs. Worst "
+        "note": f"{len(names)} seven-second songs of MUSDB18's {arguments.subset} part: median over one-second frames, "
+        "then over songs (column 4: mean over songs). Not comparable with scores on full songs. The worst "
         "five of the default: " + ", ".join(f"{name} ({value[0]:.1f})" for value, name in worst) + ".",
         "songs": {name: values for name, values in zip(names, zip(*figures.values(), strict=True), strict=True)},
         "machine": machine(),

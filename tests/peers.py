@@ -15,7 +15,7 @@ __all__ = ["import_peer"]
 
 
 def import_peer(name: str) -> ModuleType:
-    """The module, or a skip. A torchaudio built for another torch fails with RuntimeError or OSError, not ImportError."""
+    """The module, or a skip. A torchaudio built for another torch fails with RuntimeError or OSError."""
     try:
         if name.split(".")[0] in ("musdb", "museval"):
             return _import_beside_ffmpeg(name)

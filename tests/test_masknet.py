@@ -1,4 +1,4 @@
-"""The network against open-unmix's, SPEC 3's parameter counts, and its own laws."""
+"""The network against open-unmix's, the parameter counts worked out by hand, and its own laws."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_one_excerpt_can_be_learnt():
         ({"branches": ("linear", "cepstrum")}, "known: linear"),
         ({"channels": 3}, "1 or 2 channels"),
         ({"mask": "softmax"}, "known: relu, sigmoid"),
-        ({"hop": 1000}, "multiple of the hop"),
+        ({"hop": 1000}, "times the hop"),
         ({"hidden": 15}, "even"),
         ({"stems": ()}, "at least one stem"),
     ],

@@ -16,7 +16,7 @@ import umx_ext
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "umx_ext"
 
-# From the lowest: a module imports only from its own layer's modules or lower ones (DESIGN: imports descend).
+# From the lowest: a module imports only from its own layer's modules or lower ones.
 LAYERS = [
     ("errors",),
     ("audio", "_codecs", "levels", "spectral"),

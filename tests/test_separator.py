@@ -26,7 +26,8 @@ def separator(*, memory: bool = True, **fields) -> Separator:
         for net in model.nets.values():
             for name, value in net.state_dict().items():
                 if value.is_floating_point():
-                    value.copy_(0.2 * torch.randn(value.shape, generator=generator) + ("var" in name or "scale" in name))
+                    centre = float("var" in name or "scale" in name)
+                    value.copy_(0.2 * torch.randn(value.shape, generator=generator) + centre)
             if not memory:
                 for encoder in net.encoders.values():
                     for name, value in encoder.lstm.named_parameters():
@@ -71,7 +72,7 @@ def test_unsplit_separation_is_the_plain_definition(niter, channels):
     assert relative_db(stems["accompaniment"] - expected[1], waveform) < -100
 
 
-@pytest.mark.parametrize("samples", [RATE * 20, RATE * 20 + 1, RATE * 9 + 500, 300 * 128, 300 * 128 - 1, 600 * 128 + 64])
+@pytest.mark.parametrize("samples", [160000, 160001, 72500, 300 * 128, 300 * 128 - 1, 600 * 128 + 64])
 def test_blocks_leave_no_seam_when_context_cannot_matter(samples):
     model = separator(memory=False)
     waveform = music(samples)
@@ -223,7 +224,8 @@ def test_wiener_accompaniment_and_vocals_are_the_mixture_within_50_db():
 def test_the_plain_path_of_other_devices_gives_the_same():
     model = separator()
     waveform = music(RATE * 2)
-    settings = {"stems": ("vocals",), "niter": 1, "wiener_win_len": 300, "residual": True, "wanted": ("residual", "vocals")}
+    settings = {"stems": ("vocals",), "niter": 1, "wiener_win_len": 300, "residual": True}
+    settings["wanted"] = ("residual", "vocals")
     engine = model.overlap_added(waveform, 3, 60, **settings)
     assert torch.allclose(engine, model._plain_overlap_added(waveform, 3, 60, *settings.values()), atol=1e-5)
 

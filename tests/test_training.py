@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -92,7 +93,7 @@ def test_a_drawn_example_has_the_drawn_levels(store):
         mixture, vocals = remixer.draw(np.random.default_rng([1, item]))
         rest = mixture - vocals
         levels.append(20 * np.log10(np.abs(rest).mean() / np.abs(vocals).mean()))
-    # Three independent sources at -2.51 +- 2.66 dB: the spread of their sum is narrower than one's (SPEC 1.i).
+    # Three independent sources at -2.51 +- 2.66 dB: the spread of their sum is narrower than one's.
     assert 1.2 < np.std(levels) < 2.1
 
 
@@ -198,7 +199,24 @@ def test_another_configuration_does_not_continue_a_run(store, tmp_path):
     options = TrainOptions(steps=2, batch=1, excerpt_s=0.5, every=1)
     fit(Pack(store), CONFIG, options, tmp_path)
     with pytest.raises(UsageError, match="other settings"):
-        fit(Pack(store), CONFIG, TrainOptions(steps=3, batch=1, excerpt_s=0.5, every=1), tmp_path)
+        fit(Pack(store), CONFIG, TrainOptions(steps=2, batch=2, excerpt_s=0.5, every=1), tmp_path)
+
+
+def test_a_run_can_be_made_shorter_and_keeps_account_of_it(store, tmp_path):
+    class Enough(Exception):
+        pass
+
+    def stop_at_4(now):
+        if now.step == 4:
+            raise Enough
+
+    with pytest.raises(Enough):
+        fit(Pack(store), CONFIG, OPTIONS, tmp_path, progress=stop_at_4)
+    steps = []
+    shorter = dataclasses.replace(OPTIONS, steps=6)
+    fit(Pack(store), CONFIG, shorter, tmp_path, progress=lambda now: steps.append(now.step))
+    assert steps == [4, 5, 6]
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["schedule"] == [[0, 12], [3, 6]]
 
 
 def test_frame_sdr_is_musevals(data):

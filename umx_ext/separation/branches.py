@@ -43,7 +43,7 @@ class Linear(Branch):
 
 
 class Mel(Branch):
-    """Mel bands of the power spectrogram (SPEC: HTK scale, peak-1 triangles, 0 Hz to the bandwidth).
+    """Mel bands of the power spectrogram (HTK scale, peak-1 triangles, 0 Hz to the bandwidth).
 
     With ``log`` (the default preset) its logarithm above a floor 100 dB below full scale: standardising bands is only
     meaningful then. Without (preset ``poster``) the bare power.

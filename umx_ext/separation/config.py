@@ -18,7 +18,7 @@ MASKS = ("relu", "sigmoid")
 class Config:
     """Everything needed to rebuild a `Separator` except its weights.
 
-    The defaults are open-unmix's (SPEC of `umxhq`): a linear branch alone, hidden size 512, three BLSTM layers.
+    The defaults are open-unmix's: a linear branch alone, hidden size 512, three BLSTM layers.
 
     Attributes:
         stems: names of the stems that have a network, in order.
@@ -52,13 +52,13 @@ class Config:
         object.__setattr__(self, "stems", tuple(self.stems))
         object.__setattr__(self, "branches", tuple(self.branches))
         if not self.stems or not self.branches:
-            raise ModelError(f"a separator needs at least one stem and one branch, got {self.stems} and {self.branches}")
+            raise ModelError(f"expected at least one stem and one branch, got {self.stems} and {self.branches}")
         if self.channels not in (1, 2):
             raise ModelError(f"expected 1 or 2 channels, got {self.channels}")
         if self.mask not in MASKS:
             raise ModelError(f"no mask named {self.mask!r}; known: {', '.join(MASKS)}")
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
-            raise ModelError(f"n_fft ({self.n_fft}) must be even and a multiple of the hop, at least twice ({self.hop})")
+            raise ModelError(f"n_fft ({self.n_fft}) must be even and 2 or more times the hop ({self.hop})")
         if self.hidden % 2:
             raise ModelError(f"hidden ({self.hidden}) must be even: half of it for each direction of the BLSTM")
 

@@ -185,7 +185,7 @@ class Engine:
         blocks = sums.unflatten(-1, (-1, config.hop))
         shared = len(squares) - 1
         # All windows are present in the blocks between the first and the last ones.
-        for block in (*range(min(shared, frames)), *range(max(shared, frames), frames + shared)):
+        for block in (*range(shared), *range(max(shared, frames), frames + shared)):
             present = squares[max(0, block - frames + 1) : block + 1]
             blocks[..., block, :] /= present.sum(dim=0).clamp_min(1e-11)
         blocks[..., shared:frames, :] /= squares.sum(dim=0)
@@ -297,8 +297,10 @@ class _Job:
 
     def encode(self) -> list[list[Tensor]]:
         """For each stem, for each chain, `(frames, hidden)`: what enters the BLSTM."""
-        hidden = self.config.hidden
-        encoded = [[torch.empty(self.frames, hidden) for _ in head.chains] for head in self.heads]
+        # One allocation for all: large enough to go back to the system when it is freed, which smaller ones do not.
+        chains = [len(head.chains) for head in self.heads]
+        space = torch.empty(sum(chains), self.frames, self.config.hidden)
+        encoded = [list(of_stem) for of_stem in space.split(chains)]
         tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _TASK)]
         self._do(tasks, 0.0, _ENCODE)
         return encoded
@@ -312,16 +314,17 @@ class _Job:
         ]
         abreast = max(1, self.count // 2)  # with more, every worker would wait as long, and more memory be held
         share = _RECUR / len(chains)
+        spaces = torch.empty(2, min(abreast, len(chains)), self.frames, self.config.hidden)
         for first in range(0, len(chains), abreast):
             group = chains[first : first + abreast]
             begin = _ENCODE + first * share
             inputs = [values for _, values, _ in group]
             layers = len(group[0][0].layers)
             for layer in range(layers):
-                outputs = [torch.empty(self.frames, self.config.hidden) for _ in group]
+                outputs = list(spaces[layer % 2])
                 tasks = [
                     partial(self._direction, weights, source, target, reverse)
-                    for (chain, _, _), values, output in zip(group, inputs, outputs, strict=True)
+                    for (chain, _, _), values, output in zip(group, inputs, outputs, strict=False)
                     for weights, source, target, reverse in zip(
                         chain.layers[layer], (values, values), output.chunk(2, dim=1), (False, True), strict=True
                     )
@@ -329,7 +332,7 @@ class _Job:
                 step = share * len(group) / layers
                 self._do(tasks, begin + layer * step, begin + (layer + 1) * step)
                 inputs = outputs
-            for (chain, values, total), output in zip(group, inputs, strict=True):
+            for (chain, values, total), output in zip(group, inputs, strict=False):
                 parts = _cut(self.frames, _TASK)
                 self._do([partial(self._project, chain, values, output, total, slice(a, b)) for a, b in parts])
         return [of_stem[0] for of_stem in encoded]
@@ -381,7 +384,7 @@ class _Job:
     def _decode(
         self, hidden: list[Tensor], windows: list[tuple[int, int]], plan: _Plan, result: Tensor
     ) -> list[tuple[int, Tensor]]:
-        """Write the blocks that these frames alone make; return the others, each range with its first block's number."""
+        """Write the blocks that these frames alone make; return the others, each with the first's number."""
         config = self.config
         first, last = windows[0][0], windows[-1][1]
         spectrum, magnitude = self._spectrogram(first, last)

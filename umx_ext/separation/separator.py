@@ -17,8 +17,8 @@ from umx_ext.errors import AudioError, ModelError, UsageError
 from umx_ext.separation.config import Config
 from umx_ext.separation.engine import RESIDUAL, Engine
 from umx_ext.separation.masknet import MaskNet
-from umx_ext.separation.wiener import wiener
 from umx_ext.separation.streaming import stream
+from umx_ext.separation.wiener import wiener
 from umx_ext.spectral import hann, istft, overlap_add, stft
 from umx_ext.stems import Stems
 

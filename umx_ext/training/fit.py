@@ -25,7 +25,7 @@ from torch import Tensor
 from umx_ext.errors import UsageError
 from umx_ext.evaluation.sdr import median_sdr
 from umx_ext.separation.config import Config
-from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.masknet import Encoder, MaskNet
 from umx_ext.spectral import istft, stft
 from umx_ext.training.remix import Remixer
 from umx_ext.training.tracks import Pack
@@ -100,13 +100,15 @@ def fit(
     Args:
         pack: decoded stems.
         config: what to train; must have the one stem ``vocals``.
-        options: how to train. A run can only be continued with the options it was started with.
+        options: how to train. A run can only be continued with the options it was started with, except for `steps`: a run
+            may be made shorter or longer on the way, and keeps account of it.
         folder: gets ``last.pt`` (resumable), ``best.pt`` (averaged weights with the best validation SDR) and
             ``log.csv``.
         progress: called after every step.
 
     Returns:
-        The path of ``best.pt``: a dict with ``config``, ``options``, ``step``, ``state`` and ``vocals_sdr_db``.
+        The path of ``best.pt``: a dict with ``config``, ``options``, ``data``, ``step``, ``schedule`` (at which step the
+        run's length was set to what), ``state`` and ``sdr_db``.
 
     Raises:
         UsageError: the folder holds a run with another configuration.
@@ -126,21 +128,24 @@ def _fit(
     net = MaskNet(config)
     averaged = copy.deepcopy(net)
     optimiser = torch.optim.Adam(net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    done, best, log = 0, -math.inf, []
+    done, best, log, schedule = 0, -math.inf, [], []
     last = folder / "last.pt"
     identity = {"config": config.to_dict(), "options": dataclasses.asdict(options), "data": pack.data_sha256}
     if last.exists():
         state = torch.load(last, weights_only=True)
-        if state["identity"] != identity:
+        if _without_steps(state["identity"]) != _without_steps(identity):
             raise UsageError(f"{folder} holds a run with other settings or data; give another folder, or delete it")
         net.load_state_dict(state["net"])
         averaged.load_state_dict(state["averaged"])
         optimiser.load_state_dict(state["optimiser"])
         done, best, log = state["step"], state["best"], state["log"]
+        schedule = state.get("schedule") or [[0, state["identity"]["options"]["steps"]]]
     else:
         _standardise(net, remixer, options, config)
         averaged.load_state_dict(net.state_dict())
 
+    if not schedule or schedule[-1][1] != options.steps:
+        schedule.append([done, options.steps])
     losses = []
     started = time.monotonic()
     for step, (mixture, target) in _batches(remixer, config, options, done):
@@ -168,10 +173,12 @@ def _fit(
             losses = []
             if vocals_sdr_db > best:
                 best = vocals_sdr_db
-                _save(folder / "best.pt", identity | {"step": done, "state": averaged.state_dict(), "sdr_db": best})
+                origin = identity | {"step": done, "schedule": schedule}
+                _save(folder / "best.pt", origin | {"state": averaged.state_dict(), "sdr_db": best})
             _save(
                 last,
                 {"version": CHECKPOINT_VERSION, "identity": identity, "step": done, "best": best, "log": log}
+                | {"schedule": schedule}
                 | {"net": net.state_dict(), "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict()},
             )
             _write_log(folder / "log.csv", log)
@@ -221,6 +228,10 @@ def _batches(
             yield step, (spectra[:, 0], spectra[:, 1])  # each (batch, frames, channels, bins)
 
 
+def _without_steps(identity: dict[str, Any]) -> dict[str, Any]:
+    return identity | {"options": identity["options"] | {"steps": None}}
+
+
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -232,13 +243,14 @@ def _learning_rate(options: TrainOptions, step: int) -> float:
 
 def _standardise(net: MaskNet, remixer: Remixer, options: TrainOptions, config: Config) -> None:
     """Set each encoder's mean and scale from remixed training examples, per feature, channels together."""
+    encoders = {name: encoder for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)}
     totals: dict[str, list[Tensor]] = {name: [] for name in config.branches}
     for item in range(STATISTICS_EXAMPLES):
         mixture, _ = remixer.draw(np.random.default_rng([options.seed, 2**31, item]))
         magnitude = stft(torch.from_numpy(mixture), config.n_fft, config.hop, center=False).abs().permute(2, 0, 1)
-        for name, encoder in net.encoders.items():
+        for name, encoder in encoders.items():
             totals[name].append(encoder.branch(magnitude[None]).flatten(0, 2).double())
-    for name, encoder in net.encoders.items():
+    for name, encoder in encoders.items():
         features = torch.cat(totals[name])
         deviation = features.std(dim=0)
         deviation = deviation.clamp_min(1e-4 * float(deviation.max()))

@@ -3,7 +3,7 @@
 A remix draws excerpts, sets their levels by a gain law, sums them to the mixture and scales everything by one factor
 (the peak rule), so no law can break additivity. `REMIXES` names the gain laws.
 
-The constants of ``wsj0`` are those of speechbrain's WSJ0Mix recipe (SPEC 1): the level of a source is the mean absolute
+The constants of ``wsj0`` are those of speechbrain's WSJ0Mix recipe: the level of a source is the mean absolute
 amplitude in dB. The first source's level N(-27.43, 2.57) cancels in the peak rule; what shapes the data is the relative
 N(-2.51, 2.66) dB of every further source.
 """
