@@ -1,7 +1,8 @@
-"""Pack the best checkpoint of a training run into the package: python scripts/pack_model.py RUN COMMIT
+"""Pack a checkpoint of a training run into the package: python scripts/pack_model.py RUN COMMIT [--last]
 
 Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the
-run's log to `docs/training_log.csv`. COMMIT is the revision whose trainer made the run.
+run's log to `docs/training_log.csv`. COMMIT is the revision whose trainer made the run. The averaged weights with the
+best median on the 14 validation songs are taken, or with `--last` those of the end of the run.
 """
 
 from __future__ import annotations
@@ -25,25 +26,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("commit")
+    parser.add_argument("--last", action="store_true", help="the end of the run instead of its best validation")
     arguments = parser.parse_args()
-    best = torch.load(arguments.run / "best.pt", weights_only=True)
-    config = Config.from_dict(best["config"])
+    if arguments.last:
+        last = torch.load(arguments.run / "last.pt", weights_only=True)
+        chosen = last["identity"] | {"step": last["step"], "schedule": last["schedule"], "state": last["averaged"]}
+        chosen["sdr_db"] = last["log"][-1][2]
+    else:
+        chosen = torch.load(arguments.run / "best.pt", weights_only=True)
+    config = Config.from_dict(chosen["config"])
     net = MaskNet(config)
-    net.load_state_dict(best["state"])
+    net.load_state_dict(chosen["state"])
     metadata = {
         "commit": arguments.commit,
-        "data_sha256": best["data"],
-        "steps": str(best["step"]),
-        "seed": str(best["options"]["seed"]),
-        "options": json.dumps(best["options"]),
-        "schedule": json.dumps(best["schedule"]),
+        "data_sha256": chosen["data"],
+        "steps": str(chosen["step"]),
+        "seed": str(chosen["options"]["seed"]),
+        "options": json.dumps(chosen["options"]),
+        "schedule": json.dumps(chosen["schedule"]),
         "valid_vocals_sdr_db": f"{best['sdr_db']:.3f}",
         "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
     }
     target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
     save(Separator(config, {"vocals": net}), target, metadata=metadata, half=True)
     shutil.copyfile(arguments.run / "log.csv", ROOT / "docs" / "training_log.csv")
-    print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {best['step']}")
+    print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {chosen['step']}")
 
 
 if __name__ == "__main__":

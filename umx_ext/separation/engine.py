@@ -150,48 +150,6 @@ class Engine:
         self.threads = threads
         self._heads = {stem: _folded(net, config.channels) for stem, net in nets.items()}
 
-    def separate(
-        self,
-        waveform: Tensor,
-        *,
-        stems: Sequence[str] | None = None,
-        niter: int = 1,
-        wiener_win_len: int | None = WINDOW,
-        residual: bool = False,
-        wanted: Sequence[str] | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        """Separate a waveform in one go.
-
-        Args, raises: as `overlap_added`.
-
-        Returns:
-            float32 `(wanted sources, channels, samples)`.
-        """
-        config, samples = self.config, waveform.shape[-1]
-        frames = frame_count(samples, config.hop)
-        sums = self.overlap_added(
-            waveform,
-            0,
-            frames,
-            stems=stems,
-            niter=niter,
-            wiener_win_len=wiener_win_len,
-            residual=residual,
-            wanted=wanted,
-            progress=progress,
-        )
-        squares = hann(config.n_fft, sums).square().view(-1, config.hop)
-        blocks = sums.unflatten(-1, (-1, config.hop))
-        shared = len(squares) - 1
-        # All windows are present in the blocks between the first and the last ones.
-        for block in (*range(shared), *range(max(shared, frames), frames + shared)):
-            present = squares[max(0, block - frames + 1) : block + 1]
-            blocks[..., block, :] /= present.sum(dim=0).clamp_min(1e-11)
-        blocks[..., shared:frames, :] /= squares.sum(dim=0)
-        half = config.n_fft // 2
-        return sums[..., half : half + samples]
-
     def overlap_added(
         self,
         waveform: Tensor,
@@ -355,7 +313,9 @@ class _Job:
     # Tasks, which workers run.
 
     def _encode(self, first: int, last: int, encoded: list[list[Tensor]]) -> None:
-        magnitude = self._spectrogram(first, last)[1]
+        magnitude = torch.empty(last - first, self.config.channels, self.config.bins)
+        for rows, spectrum in self._transformed(first, last):
+            _magnitude(spectrum, out=magnitude[rows])
         features: dict[str, Tensor] = {}
         for head, values in zip(self.heads, encoded, strict=True):
             for chain, target in zip(head.chains, values, strict=True):
@@ -366,7 +326,7 @@ class _Job:
 
     def _direction(self, weights: list[Tensor], values: Tensor, target: Tensor, reverse: bool) -> None:
         """One direction of one layer: `(frames, hidden)` -> `(frames, hidden / 2)`."""
-        state = torch.zeros(2, 1, 1, target.shape[-1]).unbind(0)
+        state = list(torch.zeros(2, 1, 1, target.shape[-1]))
         cuts = [(self.frames - b, self.frames - a) if reverse else (a, b) for a, b in _cut(self.frames, _LSTM_CHUNK)]
         for a, b in cuts:
             self.workers.check()
@@ -387,7 +347,11 @@ class _Job:
         """Write the blocks that these frames alone make; return the others, each with the first's number."""
         config = self.config
         first, last = windows[0][0], windows[-1][1]
-        spectrum, magnitude = self._spectrogram(first, last)
+        spectrum = torch.empty(last - first, config.channels, config.bins, dtype=torch.complex64)
+        magnitude = torch.empty(spectrum.shape)
+        for rows, values in self._transformed(first, last):
+            spectrum[rows] = values
+            _magnitude(values, out=magnitude[rows])
         magnitudes = [
             self._masked(head, values[first:last], magnitude) for head, values in zip(self.heads, hidden, strict=True)
         ]
@@ -419,20 +383,15 @@ class _Job:
 
     # Pieces of those.
 
-    def _spectrogram(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """The STFT of some frames, complex `(frames, channels, bins)`, and its magnitude."""
+    def _transformed(self, first: int, last: int) -> Iterator[tuple[slice, Tensor]]:
+        """The STFT, a few frames at a time: which of the asked frames, and complex `(frames, channels, bins)`."""
         config = self.config
-        spectrum = torch.empty(last - first, config.channels, config.bins, dtype=torch.complex64)
-        magnitude = torch.empty(last - first, config.channels, config.bins)
         for a, b in _cut(last - first, _CHUNK):
             self.workers.check()
-            views = self._samples((first + a) * config.hop - self.half, (first + b - 1) * config.hop + self.half)
+            samples = self._samples((first + a) * config.hop - self.half, (first + b - 1) * config.hop + self.half)
             frames = torch.empty(b - a, config.channels, config.n_fft)
-            torch.mul(views.unfold(-1, config.n_fft, config.hop).movedim(1, 0), self.window, out=frames)
-            torch.fft.rfft(frames, out=spectrum[a:b])
-            parts = torch.view_as_real(spectrum[a:b]).square()
-            torch.add(parts[..., 0], parts[..., 1], out=magnitude[a:b]).sqrt_()
-        return spectrum, magnitude
+            torch.mul(samples.unfold(-1, config.n_fft, config.hop).movedim(1, 0), self.window, out=frames)
+            yield slice(a, b), torch.fft.rfft(frames)
 
     def _samples(self, begin: int, end: int) -> Tensor:
         """Samples of the waveform, reflected at its ends."""
@@ -461,6 +420,11 @@ class _Job:
 
 def _cut(frames: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, frames)) for first in range(0, frames, length)]
+
+
+def _magnitude(spectrum: Tensor, out: Tensor) -> None:
+    squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
+    torch.add(squares[..., 0], squares[..., 1], out=out).sqrt_()
 
 
 def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:

@@ -39,7 +39,7 @@ WINDOW = 300  # frames; 7 s at 44.1 kHz and hop 1024
 _PEAK = 10.0
 
 # Bins of all frames that are filtered at a time, on a CPU: fewer spend the time in calls, more in memory.
-_PLANE = 1 << 16
+_PLANE = 1 << 15
 
 
 def wiener(

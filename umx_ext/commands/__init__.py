@@ -1,0 +1,1 @@
+"""The subcommands of `umx-ext`, one module each, imported when asked for."""
