@@ -8,6 +8,7 @@ best median on the 14 validation songs are taken, or with `--last` those of the 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("commit")
+    parser.add_argument("--niter", type=int, default=0, help="iterations of the Wiener filter by default")
     parser.add_argument("--last", action="store_true", help="the end of the run instead of its best validation")
     arguments = parser.parse_args()
     if arguments.last:
@@ -34,7 +36,7 @@ def main() -> None:
         chosen["sdr_db"] = last["log"][-1][2]
     else:
         chosen = torch.load(arguments.run / "best.pt", weights_only=True)
-    config = Config.from_dict(chosen["config"])
+    config = dataclasses.replace(Config.from_dict(chosen["config"]), niter=arguments.niter)
     net = MaskNet(config)
     net.load_state_dict(chosen["state"])
     metadata = {
@@ -44,7 +46,7 @@ def main() -> None:
         "seed": str(chosen["options"]["seed"]),
         "options": json.dumps(chosen["options"]),
         "schedule": json.dumps(chosen["schedule"]),
-        "valid_vocals_sdr_db": f"{best['sdr_db']:.3f}",
+        "valid_vocals_sdr_db": f"{chosen['sdr_db']:.3f}",
         "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
     }
     target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"

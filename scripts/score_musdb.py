@@ -70,7 +70,7 @@ def main() -> None:
 
         return run
 
-    default = umx_ext.Options().niter
+    default = model.config.niter
     systems: dict[str, Callable[..., Estimate]] = {
         "mixture / 2 (trivial)": lambda mixture, *_: (mixture / 2, mixture / 2),
         "centre cancel (trivial)": centre_cancel,

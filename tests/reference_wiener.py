@@ -16,7 +16,7 @@ def wiener(
     residual: bool = False,
     eps: float = 1e-10,
 ) -> np.ndarray:
-    """`(sources, frames, channels, bins)` and `(frames, channels, bins)` -> complex `(sources, frames, channels, bins)`."""
+    """`(sources, frames, channels, bins)` and `(frames, channels, bins)` in; complex, shaped as the former, out."""
     phasor = np.where(mixture == 0, 0, mixture / np.where(mixture == 0, 1, np.abs(mixture)))
     first = [magnitude * phasor for magnitude in magnitudes]
     if residual:

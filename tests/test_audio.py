@@ -242,7 +242,7 @@ def test_a_part_is_the_same_samples_as_in_the_whole(tmp_path: Path, name: str) -
     path = tmp_path / f"a.{name}"
     audio.write(path, tones(2, 150000, 48000) + 0.01 * torch.randn(2, 150000), 48000)
     whole, _ = audio.read(path)
-    for start_s, duration_s in ((0.0, 0.01), (0.5, 0.25), (2.7183, 0.1), (3.0, None), (3.124, 5.0)):
+    for start_s, duration_s in ((0.0, 0.01), (0.5, 0.25), (2.71833, 0.1), (3.0, None), (3.124, 5.0)):
         part, _ = audio.read(path, start_s=start_s, duration_s=duration_s)
         first = round(start_s * 48000)
         last = 150000 if duration_s is None else min(first + round(duration_s * 48000), 150000)
@@ -326,7 +326,7 @@ def test_what_is_not_sound_is_refused_in_one_line_with_the_path(tmp_path: Path, 
 @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "m4a", "aiff", "w64", "rf64", "mp3 without LAME tag"])
 def test_a_file_cut_short_is_refused_but_for_the_part_that_is_there(tmp_path: Path, name: str, capfd) -> None:
     path = tmp_path / f"a.{name[:4].strip()}"
-    waveform = tones(2, 441000, 44100) + 0.01 * torch.randn(2, 441000)
+    waveform = tones(2, 220500, 44100) + 0.01 * torch.randn(2, 220500)
     if name == "m4a":  # with the index in front, as files for the web have it; else nothing at all can be read
         av = pytest.importorskip("av")
         audio.write(tmp_path / "b.m4a", waveform, 44100)
@@ -352,9 +352,9 @@ def test_a_file_cut_short_is_refused_but_for_the_part_that_is_there(tmp_path: Pa
     with pytest.raises(AudioError, match=r"cut short or damaged: its header promises \d+ samples and \d+") as caught:
         audio.read(path)
     promised, found = (int(word) for word in str(caught.value).split() if word.isdigit())
-    assert abs(promised - 441000) < 3000 and 200000 < found < 230000
+    assert abs(promised - 220500) < 3000 and 95000 < found < 118000
     with pytest.raises(AudioError, match="cut short"):
-        audio.read(path, start_s=8)
+        audio.read(path, start_s=4)
     # Of an mp3, the whole came from libsndfile and the part from FFmpeg.
     torch.testing.assert_close(audio.read(path, duration_s=1.0)[0], whole, rtol=0, atol=1e-5 if "mp3" in name else 0)
     assert capfd.readouterr() == ("", "")
@@ -445,7 +445,7 @@ def test_values_beyond_full_scale_are_clamped_and_counted_but_kept_by_floats(tmp
     assert torch.equal(audio.read(tmp_path / "b.wav")[0], waveform)
 
 
-RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000, 192000)
+RATES = (8000, 11025, 22050, 44100, 48000, 96000, 192000)
 
 
 @pytest.mark.parametrize("name", list(audio.FORMATS))

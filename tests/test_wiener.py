@@ -17,14 +17,14 @@ from umx_ext.separation import wiener as module
 from umx_ext.separation.wiener import filter_window, wiener
 from umx_ext.spectral import stft
 
-CASES = [
+CASES = [  # channels, sources, residual
     (1, 1, True),
     (1, 2, False),
     (2, 1, True),
     (2, 2, False),
     (2, 3, True),
     (2, 4, False),
-]  # channels, sources, residual
+]
 
 
 def scene(channels: int, sources: int, *, frames: int = 24, bins: int = 17, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -62,10 +62,10 @@ def openunmix_wiener(magnitudes: Tensor, mixture: Tensor, *, niter: int, residua
 
 @pytest.fixture(scope="module")
 def song(data: Path) -> Tensor:
-    """Half a window of a real song, complex `(frames, channels, bins)`."""
+    """50 frames of a real song, complex `(frames, channels, bins)`."""
     soundfile = import_peer("soundfile")
     samples, _ = soundfile.read(
-        data / "songs" / "lets_go_fishin.ogg", start=30 * 44100, frames=149 * 1024, dtype="float32"
+        data / "songs" / "lets_go_fishin.ogg", start=30 * 44100, frames=49 * 1024, dtype="float32"
     )
     return stft(torch.from_numpy(samples.T.copy()), 4096, 1024).permute(2, 0, 1)
 
@@ -114,12 +114,13 @@ def test_it_equals_norbert(channels: int, sources: int) -> None:
         eps=1e-10,
     )
     ours = wiener(magnitudes, mixture, window=None)
-    torch.testing.assert_close(ours, torch.from_numpy(peer).permute(3, 0, 2, 1), rtol=1e-6, atol=1e-6)
+    # norbert adds eps once more before it inverts a scalar, beside sqrt(eps): 1e-5 of it in the faintest bins.
+    rtol = 1e-6 if channels == 2 else 2e-5
+    torch.testing.assert_close(ours, torch.from_numpy(peer).permute(3, 0, 2, 1), rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("sources, residual", [(1, True), (4, False)])
 def test_single_precision_is_as_exact_as_openunmix_on_a_song(song: Tensor, sources: int, residual: bool) -> None:
-    song = song[:80]
     magnitudes = masks(song, sources)
     truth = wiener(magnitudes.double(), song.to(torch.complex128), residual=residual)
     ours = relative_db(wiener(magnitudes, song, residual=residual) - truth, truth)
@@ -206,10 +207,10 @@ def test_silence_gives_silence(channels: int, niter: int) -> None:
 
 @pytest.mark.parametrize("niter", [1, 3])
 def test_extremes_stay_finite(niter: int) -> None:
-    square = torch.where(torch.arange(40000) // 50 % 2 == 0, 1.0, -1.0).expand(2, -1)
-    full_scale = stft(square, 1024, 256).permute(2, 0, 1)
+    square = torch.where(torch.arange(10000) // 50 % 2 == 0, 1.0, -1.0).expand(2, -1)
+    full_scale = stft(square, 512, 128).permute(2, 0, 1)
     for mixture in (full_scale, full_scale * 32768, full_scale * 1e-12, nearly_mono(full_scale)):
-        for share in (0.0, 0.5, 1.0, 3.0):
+        for share in (0.0, 0.5, 1.0, 3.0):  # 1 leaves a residual that is nothing but rounding
             estimates = wiener(share * mixture.abs()[None], mixture, niter=niter, residual=True)
             assert torch.isfinite(torch.view_as_real(estimates)).all()
             assert estimates.abs().max() <= 10 * mixture.abs().max()
@@ -265,10 +266,9 @@ def test_wanted_sources_are_those_of_all() -> None:
     assert torch.equal(some, every[[2, 0]])
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("niter", [0, 1, 2])
+@pytest.mark.parametrize("channels, niter", [(1, 0), (1, 2), (2, 1), (2, 2)])
 def test_it_is_differentiable(channels: int, niter: int) -> None:
-    magnitudes, mixture = scene(channels, 2, frames=3, bins=2)
+    magnitudes, mixture = scene(channels, 1, frames=3, bins=1)
     magnitudes, mixture = 0.2 + magnitudes / magnitudes.max(), mixture / mixture.abs()
     arguments = magnitudes.requires_grad_(), mixture.requires_grad_()
     assert torch.autograd.gradcheck(

@@ -187,9 +187,14 @@ class Arguments:
         ),
     ] = None
     niter: Annotated[
-        int,
-        _defaulted("--niter", group=_MODEL, metavar="N", help="Iterations of the Wiener filter; 0 is the plain mask."),
-    ] = 1
+        int | None,
+        _option(
+            "--niter",
+            group=_MODEL,
+            metavar="N",
+            help="Iterations of the Wiener filter; 0 is the plain mask [default: what suits the model].",
+        ),
+    ] = None
     wiener_win_len: Annotated[
         int,
         _defaulted(
@@ -267,7 +272,8 @@ class Arguments:
             _at_least("--overlap", self.overlap, 0.0, "seconds")
         if self.no_split and (self.segment is not None or self.overlap is not None):
             raise UsageError("--no-split takes the song in one block: leave out --segment and --overlap")
-        _at_least("--niter", self.niter, 0, "iterations")
+        if self.niter is not None:
+            _at_least("--niter", self.niter, 0, "iterations")
         _at_least("--wiener-win-len", self.wiener_win_len, 1, "frames")
         _at_least("-j", self.jobs, 1, "songs at a time")
         self.shard_of  # noqa: B018 - its own check

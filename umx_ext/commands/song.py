@@ -31,6 +31,7 @@ __all__ = ["Cancelled", "Files", "Recipe", "Report", "check_format", "out_of_mem
 
 MIXTURE, VOCALS, ACCOMPANIMENT = "mixture", "vocals", "accompaniment"
 FLOAT = "32f"
+CHUNK_SAMPLES = 1 << 17  # mixed down and written at a time: a separator's block has minutes of sound
 
 
 class Cancelled(Exception):
@@ -374,9 +375,12 @@ def _separated(
     converters = {name: shape.converter() for name in names}
     done = 0
     for stems in separator.stream(reader, reader.sample_rate, recipe.options):
-        assert stems.mixture is not None
-        done += stems.mixture.shape[-1]
-        yield {name: converters[name].push(stems.mixture if name == MIXTURE else stems[name]).cpu() for name in names}
+        waveforms = {name: stems.mixture if name == MIXTURE else stems[name] for name in names}
+        samples = stems.mixture.shape[-1]
+        for begin in range(0, samples, CHUNK_SAMPLES):
+            chunk = slice(begin, begin + CHUNK_SAMPLES)
+            yield {name: converters[name].push(waveform[:, chunk]) for name, waveform in waveforms.items()}
+        done += samples
         progress(done, reader.samples)
     yield {name: converters[name].flush() for name in names}
 

@@ -33,6 +33,7 @@ class Config:
         layers: BLSTM layers.
         dropout: between BLSTM layers, in training only.
         mask: ``"relu"`` (open-unmix: unbounded) or ``"sigmoid"`` (0 to 1).
+        niter: iterations of the Wiener filter that suit this model, for whoever does not say otherwise.
     """
 
     stems: tuple[str, ...] = ("vocals",)
@@ -47,6 +48,7 @@ class Config:
     layers: int = 3
     dropout: float = 0.4
     mask: str = "relu"
+    niter: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stems", tuple(self.stems))
@@ -59,6 +61,8 @@ class Config:
             raise ModelError(f"no mask named {self.mask!r}; known: {', '.join(MASKS)}")
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise ModelError(f"n_fft ({self.n_fft}) must be even and 2 or more times the hop ({self.hop})")
+        if self.niter < 0:
+            raise ModelError(f"expected niter of 0 or more, got {self.niter}")
         if self.hidden % 2:
             raise ModelError(f"hidden ({self.hidden}) must be even: half of it for each direction of the BLSTM")
 

@@ -33,7 +33,8 @@ class Options:
 
     Attributes:
         stems: which stems to return; None: all that the model has, and the accompaniment if it has vocals alone.
-        niter: iterations of the Wiener filter; 0 is the network's magnitude with the mixture's phase.
+        niter: iterations of the Wiener filter; 0 is the network's magnitude with the mixture's phase; None: what suits
+            the model (``config.niter``).
         wiener_win_len: frames over which the filter's spatial covariances are shared.
         accompaniment: ``"mixture"``: the accompaniment is the mixture minus the vocals (and the stem ``other`` of a
             model of four stems the mixture minus the rest), so that the stems add up; ``"wiener"``: the filter's own.
@@ -43,7 +44,7 @@ class Options:
     """
 
     stems: tuple[str, ...] | None = None
-    niter: int = 1
+    niter: int | None = None
     wiener_win_len: int = 300
     accompaniment: str = "mixture"
     segment_s: float = 55.0
@@ -51,7 +52,7 @@ class Options:
     split: bool = True
 
     def __post_init__(self) -> None:
-        if self.niter < 0:
+        if self.niter is not None and self.niter < 0:
             raise UsageError(f"expected niter of 0 or more, got {self.niter}")
         if self.wiener_win_len < 1:
             raise UsageError(f"expected a wiener_win_len of at least 1 frame, got {self.wiener_win_len}")

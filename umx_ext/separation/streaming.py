@@ -52,6 +52,7 @@ class _Plan:
             missing = ", ".join(unknown) or "(none asked for)"
             raise UsageError(f"this model has no stem {missing}; it has {', '.join(known)}")
         self.options = options
+        self.niter = config.niter if options.niter is None else options.niter
         exact = options.accompaniment == "mixture"
         needed = {"vocals" if stem == "accompaniment" else stem for stem in self.wanted}
         everything = needed == set(config.stems) and len(config.stems) > 1
@@ -205,7 +206,7 @@ class _Blocks:
             self._next - offset,
             stop - offset,
             stems=self._plan.nets,
-            niter=options.niter,
+            niter=self._plan.niter,
             wiener_win_len=options.wiener_win_len,
             residual=self._plan.residual,
             wanted=self._plan.sources,

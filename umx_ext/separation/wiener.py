@@ -22,6 +22,7 @@ spatial covariance model", IEEE TASLP 18 (2010); A. Liutkus and F.-R. Stöter, *
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -75,26 +76,26 @@ def wiener(
     step = window or max(frames, 1)
     sources = magnitudes.shape[-4] + residual
     shape = (*mixture.shape[:-3], sources, *mixture.shape[-3:])
-    flat_magnitudes = magnitudes.reshape(-1, *magnitudes.shape[-4:])
-    flat_mixture = mixture.reshape(-1, *mixture.shape[-3:])
+    songs = math.prod(mixture.shape[:-3])
+    flat_magnitudes = magnitudes.reshape(songs, *magnitudes.shape[-4:])
+    flat_mixture = mixture.reshape(songs, *mixture.shape[-3:])
     recording = torch.is_grad_enabled() and (mixture.requires_grad or magnitudes.requires_grad)
-    estimates = mixture.new_empty((len(flat_mixture), *shape[-4:]))
+    estimates = mixture.new_empty((songs, *shape[-4:]))
     parts = []
-    for song in range(len(flat_mixture)):
+    for song in range(songs):
         for start in range(0, frames, step):
             part = slice(start, start + step)
-            filtered = filter_window(
-                list(flat_magnitudes[song, :, part]), flat_mixture[song, part], niter=niter, residual=residual, eps=eps
-            )
+            here = flat_mixture[song, part]
+            claims = flat_magnitudes[song, :, part] * (here != 0)  # where there is nothing, there is nothing to claim
+            filtered = filter_window(list(claims), here, niter=niter, residual=residual, eps=eps)
             for chunk, planes in filtered:
                 if recording:
                     parts.append(planes)
                 else:
                     estimates[song, :, part][:, chunk] = planes
     if parts:
-        per_song = len(parts) // len(flat_mixture)
-        songs = [torch.cat(parts[song : song + per_song], dim=1) for song in range(0, len(parts), per_song)]
-        return torch.stack(songs).view(shape)
+        count = len(parts) // songs
+        return torch.stack([torch.cat(parts[at : at + count], dim=1) for at in range(0, len(parts), count)]).view(shape)
     return estimates.view(shape)
 
 
@@ -127,7 +128,7 @@ def filter_window(
     """`wiener` for one window, a few frames at a time, so that what follows finds them in the cache.
 
     Args:
-        magnitudes: for each source, `(frames, channels, bins)`.
+        magnitudes: for each source, `(frames, channels, bins)`; 0 where the mixture is.
         mixture: complex `(frames, channels, bins)`.
         niter: iterations.
         residual: append the residual source.
@@ -215,7 +216,7 @@ class _Moments:
     Attributes:
         powers: for each chunk, for each source, `(frames, bins)`: v_j.
         sums: for each source, the distinct entries of ``sum_t y y^H``: 00, or 00, 11 and (complex) 01; `(bins,)`.
-        peak_power: largest \|x\|^2 so far.
+        peak_power: largest squared magnitude of the mixture so far.
     """
 
     def __init__(self, sources: int, channels: int, dtype: torch.dtype) -> None:
