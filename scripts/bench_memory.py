@@ -16,7 +16,18 @@ from pathlib import Path
 
 from tables import machine, publish, render
 
+WRITE = """
+import sys
 from umx_ext import audio
+song, target, minutes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+waveform, rate = audio.read(song)
+left = minutes * 60 * rate
+with audio.AudioWriter(target, rate, len(waveform)) as writer:
+    while left > 0:
+        writer.write(waveform[:, :left])
+        left -= min(left, waveform.shape[-1])
+    writer.commit()
+"""
 
 
 def main() -> None:
@@ -24,17 +35,12 @@ def main() -> None:
     parser.add_argument("song", type=Path)
     parser.add_argument("--minutes", type=int, nargs="+", default=[10, 60, 180])
     arguments = parser.parse_args()
-    waveform, rate = audio.read(arguments.song)
     rows = []
     for minutes in arguments.minutes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "long.wav")
-            wanted = minutes * 60 * rate
-            with audio.AudioWriter(path, rate, len(waveform)) as writer:
-                while wanted > 0:
-                    writer.write(waveform[:, :wanted])
-                    wanted -= min(wanted, waveform.shape[-1])
-                writer.commit()
+            # In a process of its own: the peak of a command includes the size of the process that started it.
+            subprocess.run([sys.executable, "-c", WRITE, arguments.song, path, str(minutes)], check=True)
             command = [sys.executable, "-m", "umx_ext", "separate", "-q", "-o", folder, str(path)]
             started = time.perf_counter()
             pid = os.posix_spawn(sys.executable, command, os.environ)

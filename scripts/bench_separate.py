@@ -1,9 +1,9 @@
 """Our separation against open-unmix 1.3.0, same random weights, in turn: python scripts/bench_separate.py SONG
 
-SONG is tiled or cut to four minutes of 44.1 kHz stereo. Each run is a process of its own: it reads a WAV with
-soundfile, separates it and writes WAVs, with two threads. Time counts from after the imports to the last file written;
-memory is the peak resident set of the whole process. Needs the extra `research`. Writes `docs/speed.json` and the
-README's table.
+SONG is tiled or cut to four minutes of 44.1 kHz stereo. Each run is a process of its own with two threads: it loads the
+model, reads a WAV with soundfile, separates it and writes float WAVs; on our side that is the command itself. Time
+counts from after the imports to the last file written; memory is the peak resident set of the whole process. Needs the
+extra `research`. Writes `docs/speed.json` and the README's table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +20,12 @@ import time
 from pathlib import Path
 
 SECONDS, RATE, THREADS = 240, 44100, 2
+TITLES = {
+    "open-unmix": "open-unmix 1.3.0",
+    "umx_ext": "umx_ext --no-split",
+    "umx_ext wiener": "umx_ext --no-split --accompaniment wiener",
+    "umx_ext blocks": "umx_ext",
+}
 STEMS = {"karaoke": ["vocals"], "four stems": ["vocals", "drums", "bass", "other"]}
 
 
@@ -31,9 +37,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         system, job, folder = arguments.child
-        {"open-unmix": open_unmix, "umx_ext": umx_ext_exact, "umx_ext blocks": umx_ext_blocks}[system](
-            STEMS[job], arguments.song, Path(folder)
-        )
+        if system == "open-unmix":
+            open_unmix(STEMS[job], arguments.song, Path(folder))
+        else:
+            # With four stems the filter's own estimates, as open-unmix writes them; `other` would be the rest.
+            own = system == "umx_ext wiener" or len(STEMS[job]) > 1
+            options = ["--no-split"] * (system != "umx_ext blocks") + ["--accompaniment", "wiener"] * own
+            ours(STEMS[job], arguments.song, Path(folder), options)
         return
 
     import soundfile
@@ -49,10 +59,11 @@ def main() -> None:
         waveform = waveform.repeat(2 // len(waveform), math.ceil(SECONDS * RATE / waveform.shape[-1]))
         soundfile.write(song, waveform[:, : SECONDS * RATE].mT.numpy(), RATE, subtype="PCM_16")
         mixture = torch.from_numpy(soundfile.read(song, dtype="float32")[0]).mT
+        write_models(Path(folder))
         rows, detail = [], {}
         for job, systems in {
-            "karaoke": ["open-unmix", "umx_ext", "umx_ext blocks"],
-            "four stems": ["open-unmix", "umx_ext"],
+            "karaoke": ["open-unmix", "umx_ext", "umx_ext wiener", "umx_ext blocks"],
+            "four stems": ["open-unmix", "umx_ext", "umx_ext blocks"],
         }.items():
             results: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for turn in range(arguments.rounds):
@@ -68,14 +79,12 @@ def main() -> None:
                 ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
                 apart = max(
                     difference_db(Path(folder, job, system, name), Path(folder, job, "open-unmix", name), mixture)
-                    for name in (f"{stem}.wav" for stem in STEMS[job])
+                    for name in (f"{stem}.wav" for stem in compared(job, system))
                 )
                 rows.append(
                     [
                         job,
-                        {"umx_ext": "umx_ext, exact (--no-split)", "umx_ext blocks": "umx_ext, default blocks"}.get(
-                            system, "open-unmix 1.3.0"
-                        ),
+                        TITLES[system],
                         f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})",
                         "1" if system == "open-unmix" else f"**{statistics.median(ratios):.1f}x**",
                         f"{peak:.0f}",
@@ -112,7 +121,9 @@ def difference_db(ours: Path, theirs: Path, mixture) -> float:
 
 def report(started: float) -> None:
     seconds = time.perf_counter() - started
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its peak includes what the process was before it became this program, a copy of its parent.
+    status = Path("/proc/self/status").read_text()
+    peak_mb = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
     print(json.dumps({"seconds": round(seconds, 3), "peak_mb": round(peak_mb, 1)}))
 
 
@@ -154,7 +165,7 @@ def open_unmix(stems: list[str], song: Path, folder: Path) -> None:
     nets = {}
     for stem in stems:
         nets[stem] = model.OpenUnmix(nb_bins=2049, nb_channels=2, hidden_size=512, max_bin=1487)
-        nets[stem].load_state_dict(weights(stem), strict=False)
+        nets[stem].load_state_dict(torch.load(song.with_name(f"{stem}.pth"), weights_only=True), strict=False)
     separator = model.Separator(nets, niter=1, residual=len(stems) == 1, sample_rate=RATE, n_fft=4096, n_hop=1024)
     separator.freeze()
     waveform, rate = soundfile.read(song, dtype="float32", always_2d=True)
@@ -167,43 +178,47 @@ def open_unmix(stems: list[str], song: Path, folder: Path) -> None:
     report(started)
 
 
-def umx_ext_exact(stems: list[str], song: Path, folder: Path) -> None:
-    ours(stems, song, folder, split=False)
-
-
-def umx_ext_blocks(stems: list[str], song: Path, folder: Path) -> None:
-    ours(stems, song, folder, split=True)
-
-
-def ours(stems: list[str], song: Path, folder: Path, *, split: bool) -> None:
-    import contextlib
-
+def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None:
     import torch
 
-    from umx_ext import audio
+    import umx_ext.commands.separate
+    from umx_ext import audio, cli
+    from umx_ext.separation import engine, pretrained
+
+    imported = (umx_ext.commands.separate, audio, engine, pretrained)  # which the command would do when it needs them
+    assert all(imported)
+    torch.set_num_threads(THREADS)
+    cli.share_one_heap()  # as the command does when it starts
+    started = time.perf_counter()
+    model = song.with_name(f"{len(stems)}.safetensors")
+    code = cli.main(
+        ["separate", str(song), "-n", str(model), "--float32", "-q", "--if-exists", "overwrite"]
+        + ["--out", str(folder), "--filename", "{stem}.{ext}", *options]
+    )
+    assert code == 0, code
+    report(started)
+
+
+def write_models(folder: Path) -> None:
+    """The same weights in both formats."""
+    import torch
+
     from umx_ext.separation.config import Config
     from umx_ext.separation.masknet import from_openunmix_state
-    from umx_ext.separation.separator import Options, Separator
+    from umx_ext.separation.pretrained import save
+    from umx_ext.separation.separator import Separator
 
-    torch.set_num_threads(THREADS)
-    started = time.perf_counter()
-    separator = Separator(Config(stems=tuple(stems)))
-    for stem, net in separator.nets.items():
-        net.load_state_dict(from_openunmix_state(weights(stem)), strict=False)
-    # The filter's own estimates, as open-unmix writes them.
-    wanted = (*stems, "accompaniment") if len(stems) == 1 else tuple(stems)
-    options = Options(stems=wanted, split=split, accompaniment="mixture" if len(stems) == 1 else "wiener")
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(audio.AudioReader(song))
-        writers = {
-            name: stack.enter_context(audio.AudioWriter(folder / f"{name}.wav", RATE, 2, bits="32f")) for name in wanted
-        }
-        for block in separator.stream(reader, reader.sample_rate, options):
-            for name, writer in writers.items():
-                writer.write(block[name])
-        for writer in writers.values():
-            writer.commit()
-    report(started)
+    for stems in STEMS.values():
+        separator = Separator(Config(stems=tuple(stems)))
+        for stem, net in separator.nets.items():
+            torch.save(weights(stem), folder / f"{stem}.pth")
+            net.load_state_dict(from_openunmix_state(weights(stem)), strict=False)
+        save(separator, folder / f"{len(stems)}.safetensors", metadata={}, half=False)
+
+
+def compared(job: str, system: str) -> list[str]:
+    """Stems that are the same thing on both sides; mixture minus vocals is not the filter's accompaniment."""
+    return [*STEMS[job], "accompaniment"] if system == "umx_ext wiener" else STEMS[job]
 
 
 if __name__ == "__main__":

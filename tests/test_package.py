@@ -19,7 +19,7 @@ PACKAGE = ROOT / "umx_ext"
 # From the lowest: a module imports only from its own layer's modules or lower ones.
 LAYERS = [
     ("errors",),
-    ("audio", "_codecs", "levels", "spectral"),
+    ("audio", "codecs", "levels", "resampling", "spectral"),
     ("stems",),
     ("separation", "mixing"),
     ("evaluation",),

@@ -18,15 +18,18 @@ import os
 import secrets
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import _codecs
-from ._codecs import FORMATS, INPUT_SUFFIXES, Format, shown
-from .errors import AudioError, OutputError, UsageError
+from umx_ext.codecs.decode import open_source, require_file
+from umx_ext.codecs.encode import Sink, downmix, mp3_limits, open_sink
+from umx_ext.codecs.files import discard, make_folder, rename
+from umx_ext.codecs.formats import FORMATS, INPUT_SUFFIXES, AudioInfo, Format, format_of, shown
+from umx_ext.codecs.tags import mime, read_tags, replace_tags, write_tags
+from umx_ext.errors import AudioError, OutputError, UsageError
+from umx_ext.resampling import Resampler, resample
 
 __all__ = [
     "FORMATS",
@@ -46,25 +49,6 @@ __all__ = [
 ]
 
 BLOCK_SAMPLES = 1 << 18  # 2 MB of stereo: small beside a song, large beside the cost of a call
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file is. samples: exact, or None where only decoding would tell. bits: "16", "24" or "32f", what a
-    lossless copy needs ("16" for lossy formats and 8-bit files)."""
-
-    path: str
-    sample_rate: int
-    channels: int
-    samples: int | None
-    bits: str
-    format: str
-    tags: dict[str, str]
-    has_cover: bool
-    streams: int = 1
-
-    @property
-    def duration_s(self) -> float | None:
-        return None if self.samples is None else self.samples / self.sample_rate
 
 
 class AudioReader:
@@ -98,8 +82,8 @@ class AudioReader:
             raise UsageError(f"block_samples is {block_samples}; give 1 or more")
         self.path = os.fsdecode(path)
         self._block = block_samples
-        _codecs.require_file(self.path)
-        self._source = _codecs.open_source(self.path, stream)
+        require_file(self.path)
+        self._source = open_source(self.path, stream)
         try:
             self._plan(start_s, duration_s, stream)
         except BaseException:
@@ -141,7 +125,7 @@ class AudioReader:
     def info(self) -> AudioInfo:
         """The whole file, tags included."""
         source = self._source
-        tags, picture = _codecs.read_tags(self.path)
+        tags, picture = read_tags(self.path)
         return AudioInfo(
             self.path,
             source.sample_rate,
@@ -198,7 +182,7 @@ class AudioReader:
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
     """What the file is, without decoding it (but for its first frame)."""
-    _codecs.require_file(os.fsdecode(path))
+    require_file(os.fsdecode(path))
     with AudioReader(path, duration_s=1e-9) as reader:
         return reader.info
 
@@ -219,74 +203,7 @@ def read(
 
 def cover(path: str | os.PathLike[str]) -> bytes | None:
     """The file's cover picture (JPEG or PNG bytes), if it has one."""
-    return _codecs.read_tags(os.fsdecode(path))[1]
-
-
-# ---------------------------------------------------------------------------------------------------------- resample
-
-
-class Resampler:
-    """soxr's HQ resampler, block by block, exact in length: `ceil(samples * to_hz / from_hz)` in all.
-
-    Rounding up means that there and back is never shorter than the original; trim it to get the original's length.
-    `resample` is one push and one flush, so both give the same values.
-
-    >>> there = Resampler(48000, 44100, channels=1)
-    >>> there.push(torch.zeros(1, 1000)).shape[1] + there.flush().shape[1]
-    919
-    """
-
-    def __init__(self, from_hz: int, to_hz: int, channels: int):
-        for hz in (from_hz, to_hz):
-            if int(hz) != hz or hz < 1:
-                raise UsageError(f"a sample rate is a whole number of Hz above 0, not {hz}")
-        self._from, self._to, self._channels = int(from_hz), int(to_hz), channels
-        self._taken = self._given = 0
-        self._stream = None
-        if self._from != self._to:
-            import soxr
-
-            self._stream = soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality="HQ")
-
-    def push(self, block: Tensor) -> Tensor:
-        """(channels, n) -> (channels, what is ready by now, maybe nothing)."""
-        if block.ndim != 2 or block.shape[0] != self._channels:
-            raise UsageError(f"expected a block of shape ({self._channels}, samples), got {tuple(block.shape)}")
-        self._taken += block.shape[1]
-        if not block.shape[1]:
-            return torch.empty(self._channels, 0)
-        return block.to(torch.float32) if self._stream is None else self._run(block, False)
-
-    def flush(self) -> Tensor:
-        """The rest; the resampler takes no more blocks after it."""
-        missing = -(-self._taken * self._to // self._from) - self._given
-        if self._stream is None or missing <= 0:
-            return torch.empty(self._channels, 0)
-        # soxr rounds its total to the nearest sample: silence worth one more sample makes sure of the last.
-        tail = self._run(torch.zeros(self._channels, -(-self._from // self._to) + 1), True)
-        return tail[:, :missing]
-
-    def _run(self, block: Tensor, last: bool) -> Tensor:
-        assert self._stream is not None
-        planar = block.detach().to("cpu", torch.float32).numpy()
-        firsts = range(0, planar.shape[1], 1 << 16)  # pieces that stay in the cache
-        out = []
-        for first in firsts:
-            piece = np.ascontiguousarray(planar[:, first : first + (1 << 16)].T)
-            out.append(self._stream.resample_chunk(piece, last and first == firsts[-1]).T)
-        done = np.concatenate(out, 1) if len(out) > 1 else np.ascontiguousarray(out[0])
-        self._given += done.shape[1]
-        return torch.from_numpy(done)
-
-
-def resample(waveform: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """(..., samples) at `from_hz` -> (..., ceil(samples * to_hz / from_hz)) float32 at `to_hz`; see `Resampler`."""
-    if from_hz == to_hz:
-        return waveform.to(torch.float32)
-    rows = waveform.reshape(math.prod(waveform.shape[:-1]), waveform.shape[-1])
-    resampler = Resampler(from_hz, to_hz, rows.shape[0])
-    done = torch.cat([resampler.push(rows), resampler.flush()], 1)
-    return done.reshape(*waveform.shape[:-1], done.shape[-1]).to(waveform.device)
+    return read_tags(os.fsdecode(path))[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- write
@@ -348,26 +265,26 @@ class AudioWriter:
         self._in_channels, self.clipped, self._samples = channels, 0, 0
         if sample_rate < 1 or channels < 1 or int(sample_rate) != sample_rate:
             raise UsageError(f"cannot write {channels} channels at {sample_rate} Hz; give whole numbers from 1 on")
-        if cover is not None and not _codecs.mime(cover):
+        if cover is not None and not mime(cover):
             raise UsageError("the cover is neither JPEG nor PNG; convert it, or leave it out")
-        self._kind = kind = _codecs.format_of(self.path, format)
+        self._kind = kind = format_of(self.path, format)
         self._notes: list[str] = []
         self._bits, kbps = self._settle(kind, int(sample_rate), channels, bits, bitrate_kbps)
-        self._sink: _codecs.Sink | None = None
+        self._sink: Sink | None = None
         self._leftovers: list[str] = []
         self._folders: list[str] = []
         # For a writer that is dropped without commit() or abort(), or alive when the process ends.
-        self._finalizer = weakref.finalize(self, _codecs.discard, self._leftovers, self._folders)
+        self._finalizer = weakref.finalize(self, discard, self._leftovers, self._folders)
         with self._guarded():
             if os.path.isdir(self.path):
                 raise OutputError(f"{shown(self.path)} is a folder; give the name of a file")
             if not overwrite and os.path.lexists(self.path):
                 raise OutputError(f"{shown(self.path)} is there already; give another name or allow overwriting")
             folder = os.path.dirname(os.path.abspath(self.path))
-            _codecs.make_folder(folder, self._folders)
+            make_folder(folder, self._folders)
             self._leftovers.append(os.path.join(folder, f".{secrets.token_hex(8)}.part"))
             self._file = open(self._leftovers[0], "x+b")  # noqa: SIM115 (closed by commit and abort)
-            self._sink = _codecs.open_sink(
+            self._sink = open_sink(
                 self._file, self._leftovers[0], kind.name, self.sample_rate, self.channels, self._bits, kbps
             )
 
@@ -387,13 +304,13 @@ class AudioWriter:
             self._notes.append(f"{kind.name} holds no {bits}: written with {kind.bits[-1]} bits")
             bits = kind.bits[-1]
         if kind.name == "mp3" and kbps is not None:
-            low, high = _codecs.mp3_limits(self.sample_rate)
+            low, high = mp3_limits(self.sample_rate)
             if not low <= kbps <= high:
                 self._notes.append(f"mp3 at {self.sample_rate} Hz holds {low} to {high} kbps, not {kbps}")
                 kbps = min(max(kbps, low), high)
         self._gains = None
         if self.channels != channels:
-            self._gains = torch.from_numpy(_codecs.downmix(channels, self.channels))
+            self._gains = torch.from_numpy(downmix(channels, self.channels))
         self._resampler = Resampler(rate, self.sample_rate, self.channels) if rate != self.sample_rate else None
         return bits, kind.default_kbps(self.channels) if kbps is None else kbps
 
@@ -456,11 +373,11 @@ class AudioWriter:
             finished = self._leftovers[0]
             if self._tags or self._cover:
                 self._leftovers.append(finished + "t")
-                lost = _codecs.write_tags(finished, finished + "t", self._kind.name, self._tags, self._cover)
+                lost = write_tags(finished, finished + "t", self._kind.name, self._tags, self._cover)
                 finished += "t"
                 if lost:
                     self._notes.append(lost)
-            _codecs.rename(finished, self.path, self._overwrite)
+            rename(finished, self.path, self._overwrite)
             self._sink = None
             self._folders.clear()
             self._finalizer()
@@ -517,21 +434,12 @@ def write(
 def copy_tags(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> str | None:
     """Give `target` (of a format in `FORMATS`) the tags and the cover of `source`; its sound stays as it is, and so do
     tags that `source` lacks. Returns what could not be kept, in words, or None."""
-    tags, picture = _codecs.read_tags(os.fsdecode(source))
+    tags, picture = read_tags(os.fsdecode(source))
     if not tags and picture is None:
         return None
     path = os.fsdecode(target)
     kind = probe(path).format
     if kind not in FORMATS:
         raise UsageError(f"{shown(path)} is {kind}; tags are written to {', '.join(FORMATS)}")
-    old_tags, old_picture = _codecs.read_tags(path)
-    leftovers = [os.path.join(os.path.dirname(os.path.abspath(path)), f".{secrets.token_hex(8)}.part")]
-    try:
-        lost = _codecs.write_tags(path, leftovers[0], kind, {**old_tags, **tags}, picture or old_picture)
-        os.replace(leftovers[0], path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{shown(path)} cannot be given its tags ({reason}); free space there") from error
-    finally:
-        _codecs.discard(leftovers, [])
-    return lost
+    old_tags, old_picture = read_tags(path)
+    return replace_tags(path, kind, {**old_tags, **tags}, picture or old_picture)

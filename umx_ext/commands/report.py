@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_line", "as_record", "listed"]
 
-HARDLY_ANY_DB = -30.0  # vocals this far below the song are crumbs of other instruments rather than a voice
+HARDLY_ANY_DB = -20.0  # vocals this far below the song are crumbs of other instruments rather than a voice
 
 
 def as_line(shown: str, report: Report) -> str:

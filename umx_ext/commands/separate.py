@@ -130,7 +130,7 @@ class _Run:
         sources, missing = find_sources(
             words,
             recursive=arguments.recursive,
-            leave_out=(naming.out, naming.out / naming.model),
+            leave_out=(Path(DEFAULT_OUT), naming.out, naming.out / naming.model),
             karaoke=arguments.karaoke,
         )
         check_collisions(sources, naming, self._wanted() or (VOCALS, ACCOMPANIMENT), plot=arguments.plot)

@@ -315,7 +315,8 @@ class _Job:
     def _encode(self, first: int, last: int, encoded: list[list[Tensor]]) -> None:
         magnitude = torch.empty(last - first, self.config.channels, self.config.bins)
         for rows, spectrum in self._transformed(first, last):
-            _magnitude(spectrum, out=magnitude[rows])
+            squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
+            torch.add(squares[..., 0], squares[..., 1], out=magnitude[rows]).sqrt_()
         features: dict[str, Tensor] = {}
         for head, values in zip(self.heads, encoded, strict=True):
             for chain, target in zip(head.chains, values, strict=True):
@@ -348,33 +349,29 @@ class _Job:
         config = self.config
         first, last = windows[0][0], windows[-1][1]
         spectrum = torch.empty(last - first, config.channels, config.bins, dtype=torch.complex64)
-        magnitude = torch.empty(spectrum.shape)
         for rows, values in self._transformed(first, last):
             spectrum[rows] = values
-            _magnitude(values, out=magnitude[rows])
-        magnitudes = [
-            self._masked(head, values[first:last], magnitude) for head, values in zip(self.heads, hidden, strict=True)
-        ]
-        del magnitude
+        masks = [self._mask(head, values[first:last]) for head, values in zip(self.heads, hidden, strict=True)]
         shared = config.n_fft // config.hop - 1
         blocks = torch.zeros(len(plan.wanted), config.channels, last - first + shared, config.hop)
         for a, b in windows:
-            here = slice(a - first, b - first)
             filtered = filter_window(
-                [values[here] for values in magnitudes],
-                spectrum[here],
+                partial(_rows, [mask[a - first : b - first] for mask in masks]),
+                spectrum[a - first : b - first],
                 niter=plan.niter,
                 residual=plan.residual,
                 wanted=plan.wanted,
             )
             for chunk, estimates in filtered:
                 self.workers.check()
-                pieces = torch.fft.irfft(estimates, n=config.n_fft).movedim(1, 2)  # (sources, channels, frames, n_fft)
                 at = a - first + chunk.start
-                for part in range(shared + 1):
-                    samples = slice(part * config.hop, (part + 1) * config.hop)
-                    target = blocks[:, :, at + part : at + part + pieces.shape[2]]
-                    target.addcmul_(pieces[..., samples], self.window[samples])
+                for sums, channels in zip(blocks, estimates, strict=True):
+                    for channel, plane in zip(sums, channels, strict=True):
+                        pieces = torch.fft.irfft(plane, n=config.n_fft)  # (frames, n_fft)
+                        for part in range(shared + 1):
+                            samples = slice(part * config.hop, (part + 1) * config.hop)
+                            target = channel[at + part : at + part + len(pieces)]
+                            target.addcmul_(pieces[:, samples], self.window[samples])
         edges = _edges(first, last, shared)
         begin, end = edges[0][1], edges[-1][0]
         if begin < end:
@@ -401,12 +398,12 @@ class _Job:
         index = (length - 1) - (torch.arange(begin, end).abs() - (length - 1)).abs()
         return self.waveform[:, index]
 
-    def _masked(self, head: _Head, values: Tensor, magnitude: Tensor) -> Tensor:
-        """The stem's magnitudes `(frames, channels, bins)`."""
+    def _mask(self, head: _Head, values: Tensor) -> Tensor:
+        """A stem's mask `(frames, channels, bins)`."""
         self.workers.check()
         mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3.mT)
         mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
-        return mask.view(magnitude.shape).mul_(magnitude)
+        return mask.view(-1, self.config.channels, self.config.bins)
 
     def _do(self, tasks: Sequence[Callable[[], object]], begin: float = 0.0, end: float = 0.0) -> list:
         """Run the tasks and report progress."""
@@ -422,9 +419,8 @@ def _cut(frames: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, frames)) for first in range(0, frames, length)]
 
 
-def _magnitude(spectrum: Tensor, out: Tensor) -> None:
-    squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
-    torch.add(squares[..., 0], squares[..., 1], out=out).sqrt_()
+def _rows(values: list[Tensor], rows: slice) -> list[Tensor]:
+    return [value[rows] for value in values]
 
 
 def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["stream"]
 
+PIECE_SAMPLES = 1 << 18  # what is handed on at a time: everything after it works on little
 MIN_CONTEXT_FRAMES = 4  # the outermost frames of a block see a mirrored signal and must not be kept
 
 
@@ -90,12 +92,18 @@ class _Lane:
         config = separator.config
         self.plan, self.config, self.sample_rate, self.channels = plan, config, sample_rate, channels
         self.received = 0
-        self._mixture = _Queue()
-        self._estimates = _Queue()
+        self._given = 0  # samples that have left
+        self._mixture = _Tape()
+        self._estimates = _Tape()
+        self._mixture.release(self, 0)  # from now on this is a reader of it
         # A mono model hears every channel of the front pair on its own, a stereo model both at once.
         front = list(range(min(channels, 2)))
         self._groups = [[channel] for channel in front] if config.channels == 1 else [front]
-        self._blocks = [_Blocks(separator, plan) for _ in self._groups]
+        # A stereo signal at the model's rate is what the network hears: it is kept once.
+        self._direct = sample_rate == config.sample_rate and channels == config.channels and len(self._groups) == 1
+        self._blocks = [
+            _Blocks(separator, plan, self._mixture if self._direct else _Tape()) for _ in self._groups
+        ]
         self._in: Resampler | None = None
         self._back: Resampler | None = None
         if sample_rate != config.sample_rate:
@@ -115,18 +123,17 @@ class _Lane:
             )
         self.received += block.shape[-1]
         self._mixture.push(block)
-        at_rate = block if self._in is None else self._in.push(block)
-        yield from self._advance(at_rate, end=False)
+        yield from self._advance(block if self._in is None else self._in.push(block), end=False)
 
     def finish(self) -> Iterator[Stems]:
         rest = self._in.flush() if self._in is not None else torch.zeros(self.channels, 0)
         yield from self._advance(rest, end=True)
 
     def _advance(self, block: Tensor, *, end: bool) -> Iterator[Stems]:
-        per_group = [
-            list(blocks.push(self._to_model(block, group), end=end))
-            for blocks, group in zip(self._blocks, self._groups, strict=True)
-        ]
+        if not self._direct:
+            for blocks, group in zip(self._blocks, self._groups, strict=True):
+                blocks.tape.push(self._to_model(block, group))
+        per_group = [blocks.advance(end=end) for blocks in self._blocks]
         for parts in zip(*per_group, strict=True):  # each (sources, model channels, samples)
             estimates = torch.cat(parts, dim=1)
             if self.channels == 1:
@@ -134,26 +141,28 @@ class _Lane:
             if self._back is not None:
                 estimates = self._back.push(estimates.flatten(0, 1)).unflatten(0, estimates.shape[:2])
             self._estimates.push(estimates)
-            yield from self._ready(self._estimates.length)
+            yield from self._ready()
         if end:
             if self._back is not None:
                 self._estimates.push(self._back.flush().unflatten(0, (len(self.plan.sources), -1)))
-            missing = self._mixture.length - self._estimates.length
-            if missing > 0 and self._estimates.parts:  # rounding of a rate: at most a sample
-                last = self._estimates.parts[-1]
-                self._estimates.push(last.new_zeros(*last.shape[:-1], missing))
-            yield from self._ready(self._mixture.length)
+            missing = self._mixture.stop - self._estimates.stop
+            if missing > 0:  # rounding of a rate: at most a sample
+                self._estimates.push(torch.zeros(len(self.plan.sources), min(self.channels, 2), missing))
+            yield from self._ready()
 
     def _to_model(self, block: Tensor, group: list[int]) -> Tensor:
         chosen = block[group]
         return chosen.expand(self.config.channels, -1) if len(group) < self.config.channels else chosen
 
-    def _ready(self, samples: int) -> Iterator[Stems]:
-        samples = min(samples, self._mixture.length)
+    def _ready(self) -> Iterator[Stems]:
+        begin, end = self._given, min(self._mixture.stop, self._estimates.stop)
+        samples = end - begin
         if samples == 0:
             return
-        mixture = self._mixture.pull(samples)
-        estimates = self._estimates.pull(samples)
+        mixture, estimates = self._mixture.read(begin, end), self._estimates.read(begin, end)
+        self._given = end
+        self._estimates.release(self, end)
+        self._mixture.release(self, end)
         behind = self.channels - estimates.shape[1]
         if behind:  # channels behind the front pair are not separated: they stay whole in what is left
             others = estimates.new_zeros(estimates.shape[0], behind, samples)
@@ -168,8 +177,9 @@ class _Lane:
 class _Blocks:
     """Cuts a signal at the model's rate into blocks and overlap-adds the cores' frames."""
 
-    def __init__(self, separator: Separator, plan: _Plan) -> None:
-        self._separator, self._plan = separator, plan
+    def __init__(self, separator: Separator, plan: _Plan, tape: _Tape) -> None:
+        self._separator, self._plan, self.tape = separator, plan, tape
+        tape.release(self, 0)  # from now on it is a reader
         config, options = separator.config, plan.options
         window = options.wiener_win_len
         frames_per_s = config.sample_rate / config.hop
@@ -177,33 +187,30 @@ class _Blocks:
         self._context = max(MIN_CONTEXT_FRAMES, math.ceil(options.overlap_s * frames_per_s))
         self._split = options.split
         self._config = config
-        self._queue = _Queue()  # samples from `_start` on
-        self._start = 0
+        self._start = 0  # first sample that is still needed
         self._next = 0  # first frame of the next core
-        self._tail: tuple[Tensor, Tensor] | None = None  # sums not finished: signal, window weights
+        self._tail: Tensor | None = None  # sums that the next core's frames complete
 
-    def push(self, block: Tensor, *, end: bool) -> Iterator[Tensor]:
-        self._queue.push(block)
+    def advance(self, *, end: bool) -> Iterator[Tensor]:
+        """Estimates of all samples that can be finished now; with `end`, of all samples."""
         hop = self._config.hop
-        while self._split and self._start + self._queue.length >= (self._next + self._core + self._context) * hop:
-            yield self._process(self._next + self._core, end=False)
+        while self._split and self.tape.stop >= (self._next + self._core + self._context) * hop:
+            yield from self._process(self._next + self._core, end=False)
         if end:
-            frames = frame_count(self._start + self._queue.length, hop)
+            frames = frame_count(self.tape.stop, hop)
             while self._split and frames - self._next > self._core:
-                yield self._process(self._next + self._core, end=False)
-            yield self._process(frames, end=True)
+                yield from self._process(self._next + self._core, end=False)
+            yield from self._process(frames, end=True)
 
-    def _process(self, stop: int, *, end: bool) -> Tensor:
-        """Separate the core from `_next` to `stop` (frames) and return the samples that are complete now."""
-        config, options = self._config, self._plan.options
-        hop, half = config.hop, config.n_fft // 2
-        total = self._start + self._queue.length
+    def _process(self, stop: int, *, end: bool) -> Iterator[Tensor]:
+        """Separate the core from `_next` to `stop` (frames) and yield the samples that are complete now."""
+        options, hop, half = self._plan.options, self._config.hop, self._config.n_fft // 2
+        first, total = self._next, self.tape.stop
         until = total if end else min(total, (stop + self._context) * hop)
-        segment = self._queue.peek(until - self._start)
         offset = self._start // hop
         sums = self._separator.overlap_added(
-            segment,
-            self._next - offset,
+            self.tape.read(self._start, until),
+            first - offset,
             stop - offset,
             stems=self._plan.nets,
             niter=self._plan.niter,
@@ -211,46 +218,60 @@ class _Blocks:
             residual=self._plan.residual,
             wanted=self._plan.sources,
         )
-        window = hann(config.n_fft, sums)
-        weight = overlap_add((window * window).expand(stop - self._next, config.n_fft), hop)
         if self._tail is not None:
-            old_sums, old_weight = self._tail
-            sums[..., : old_sums.shape[-1]] += old_sums
-            weight[: len(old_weight)] += old_weight
+            sums[..., : self._tail.shape[-1]] += self._tail
         # `sums` begins half a window before the core's first frame; what lies before sample 0 is padding.
-        skip = half if self._next == 0 else 0
-        first_sample = max(0, self._next * hop - half)
-        complete = (total - first_sample) if end else (stop * hop - half - first_sample)
-        ready = sums[..., skip : skip + complete] / weight[skip : skip + complete].clamp_min(1e-11)
-        if not end:
-            self._tail = (sums[..., skip + complete :].clone(), weight[skip + complete :].clone())
+        begin = first * hop - half
+        done = max(0, begin)
+        complete = total if end else stop * hop - half
+        self._tail = None if end else sums[..., complete - begin :].clone()
         self._next = stop
-        keep_from = max(0, (stop - self._context) * hop)
-        self._queue.pull(keep_from - self._start)
-        self._start = keep_from
-        return ready
+        self._start = max(0, (stop - self._context) * hop)
+        self.tape.release(self, self._start)
+        for a in range(done, complete, PIECE_SAMPLES):
+            b = min(a + PIECE_SAMPLES, complete)
+            yield sums[..., a - begin : b - begin] / self._weight(a, b, stop if end else None, sums)
+
+    def _weight(self, begin: int, end: int, frames: int | None, like: Tensor) -> Tensor:
+        """Sum of the squared windows over samples `begin` to `end`, if there are so many frames (None: no end)."""
+        n_fft, hop = self._config.n_fft, self._config.hop
+        first = max(0, (begin - n_fft // 2) // hop)
+        last = (end + n_fft // 2) // hop + 1
+        last = last if frames is None else min(last, frames)
+        window = hann(n_fft, like)
+        weight = overlap_add((window * window).expand(last - first, n_fft), hop)
+        skip = begin - (first * hop - n_fft // 2)
+        return weight[skip : skip + end - begin].clamp_min(1e-11)
 
 
-class _Queue:
-    """Samples waiting, last axis first in first out."""
+class _Tape:
+    """Samples that are written at one end and read by position, and forgotten when all readers have released them."""
 
     def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-        self.length = 0
+        self._parts: deque[Tensor] = deque()
+        self._start = 0  # position of the first part
+        self.stop = 0  # samples written so far
+        self._released: dict[object, int] = {}
 
     def push(self, part: Tensor) -> None:
-        if part.shape[-1] or not self.parts:
-            self.parts.append(part)
-            self.length += part.shape[-1]
+        if part.shape[-1]:
+            self._parts.append(part)
+            self.stop += part.shape[-1]
 
-    def peek(self, samples: int) -> Tensor:
-        if len(self.parts) > 1:
-            self.parts = [torch.cat(self.parts, dim=-1)]
-        return self.parts[0][..., :samples]
+    def read(self, begin: int, end: int) -> Tensor:
+        """Samples from one position to another; parts that lie in between are joined, for good."""
+        joined = []
+        while self._parts and self._start + sum(part.shape[-1] for part in joined) < end:
+            joined.append(self._parts.popleft())
+        self._parts.appendleft(torch.cat(joined, dim=-1) if len(joined) > 1 else joined[0])
+        return self._parts[0][..., begin - self._start : end - self._start]
 
-    def pull(self, samples: int) -> Tensor:
-        taken = self.peek(samples)
-        # A copy, so that the queue's old memory is not held by a small rest.
-        self.parts = [self.parts[0][..., samples:].clone()]
-        self.length -= samples
-        return taken
+    def release(self, reader: object, position: int) -> None:
+        """This reader needs nothing before that position any more."""
+        self._released[reader] = position
+        position = min(self._released.values())
+        while self._parts and self._start + self._parts[0].shape[-1] <= position:
+            self._start += self._parts.popleft().shape[-1]
+        if self._parts and position - self._start > self._parts[0].shape[-1] // 2:
+            self._parts[0] = self._parts[0][..., position - self._start :].clone()
+            self._start = position

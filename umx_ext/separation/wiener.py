@@ -9,8 +9,8 @@ In each bin every source j is a Gaussian: a power ``v_j(t, f)``, and a covarianc
 
 Three things make it fast and accurate without changing the result:
 
-- The first estimates all carry the mixture's phase, so their covariances need only real amplitudes and the one phasor
-  ``u_0 conj(u_1)`` that all sources share. The residual too: its amplitude is real, though it may be negative.
+- The first estimates, the residual's too, are real masks times the mixture. So the products of the mixture's channels
+  are formed once, and every source only scales them.
 - A few frames at a time, so that the planes `(frames, bins)` stay in the cache; 2x2 matrices are inverted by formula.
 - Covariances are summed in double precision, and ``C`` is inverted in a basis of each bin's own: the direction in which
   the window is strongest there, and the one across. In the channels' basis a nearly mono bin subtracts almost equal
@@ -23,7 +23,7 @@ spatial covariance model", IEEE TASLP 18 (2010); A. Liutkus and F.-R. Stöter, *
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -81,21 +81,28 @@ def wiener(
     flat_mixture = mixture.reshape(songs, *mixture.shape[-3:])
     recording = torch.is_grad_enabled() and (mixture.requires_grad or magnitudes.requires_grad)
     estimates = mixture.new_empty((songs, *shape[-4:]))
-    parts = []
+    windows = []
     for song in range(songs):
         for start in range(0, frames, step):
             part = slice(start, start + step)
             here = flat_mixture[song, part]
-            claims = flat_magnitudes[song, :, part] * (here != 0)  # where there is nothing, there is nothing to claim
-            filtered = filter_window(list(claims), here, niter=niter, residual=residual, eps=eps)
-            for chunk, planes in filtered:
-                if recording:
-                    parts.append(planes)
+            claims = flat_magnitudes[song, :, part]
+
+            def masks(rows: slice, here: Tensor = here, claims: Tensor = claims) -> list[Tensor]:
+                inverse = (_energy(here[rows]) + torch.finfo(here.dtype).eps ** 3.5).rsqrt()
+                return [claim * inverse for claim in claims[:, rows]]  # large where the mixture is 0, and then times 0
+
+            for chunk, planes in filter_window(masks, here, niter=niter, residual=residual, eps=eps):
+                if recording:  # in one chunk
+                    windows.append(torch.stack([torch.stack(channels, dim=1) for channels in planes]))
                 else:
-                    estimates[song, :, part][:, chunk] = planes
-    if parts:
-        count = len(parts) // songs
-        return torch.stack([torch.cat(parts[at : at + count], dim=1) for at in range(0, len(parts), count)]).view(shape)
+                    for source, channels in enumerate(planes):
+                        for channel, plane in enumerate(channels):
+                            estimates[song, source, part][chunk, channel] = plane
+    if windows:
+        count = len(windows) // songs
+        joined = [torch.cat(windows[at : at + count], dim=1) for at in range(0, len(windows), count)]
+        return torch.stack(joined).view(shape)
     return estimates.view(shape)
 
 
@@ -117,97 +124,90 @@ def _check(magnitudes: Tensor, mixture: Tensor, niter: int, window: int | None) 
 
 
 def filter_window(
-    magnitudes: Sequence[Tensor],
+    masks: Callable[[slice], Sequence[Tensor]],
     mixture: Tensor,
     *,
     niter: int = 1,
     residual: bool = False,
     eps: float = EPS,
     wanted: Sequence[int] | None = None,
-) -> Iterator[tuple[slice, Tensor]]:
+) -> Iterator[tuple[slice, list[list[Tensor]]]]:
     """`wiener` for one window, a few frames at a time, so that what follows finds them in the cache.
 
     Args:
-        magnitudes: for each source, `(frames, channels, bins)`; 0 where the mixture is.
+        masks: asked for some of the frames, gives for each source real `(those frames, channels, bins)`: what to
+            multiply the mixture with for a first estimate.
         mixture: complex `(frames, channels, bins)`.
         niter: iterations.
-        residual: append the residual source.
+        residual: append the residual source, whose mask is 1 minus the others.
         eps: regularisation.
         wanted: indices of the sources to return (all of them take part); None for all.
 
     Yields:
-        The frames, and complex `(wanted sources, those frames, channels, bins)`.
+        The frames, and for each wanted source, for each channel, complex `(those frames, bins)`.
     """
     frames, channels, bins = mixture.shape
-    recording = torch.is_grad_enabled() and (mixture.requires_grad or any(part.requires_grad for part in magnitudes))
-    rows = max(1, _PLANE // bins) if mixture.device.type == "cpu" and not recording else max(1, frames)
+    inquiry = masks(slice(0, 1))
+    recording = torch.is_grad_enabled() and (mixture.requires_grad or any(mask.requires_grad for mask in inquiry))
+    rows = max(1, frames)
+    if mixture.device.type == "cpu" and not recording:
+        rows = max(1, _PLANE * torch.get_num_threads() // bins)
     chunks = [slice(start, min(start + rows, frames)) for start in range(0, frames, rows)]
-    sources = len(magnitudes) + residual
+    sources = len(inquiry) + residual
     wanted = range(sources) if wanted is None else wanted
 
-    moments = _Moments(sources, channels, mixture.dtype)
+    if niter == 0:
+        for chunk in chunks:
+            planes = mixture[chunk].unbind(1)
+            first = _all_masks([mask.unbind(1) for mask in masks(chunk)], residual)
+            yield (
+                chunk,
+                [[plane * mask for plane, mask in zip(planes, first[source], strict=True)] for source in wanted],
+            )
+        return
+
+    moments = _Moments(sources, mixture.dtype)
     for chunk in chunks:
-        first = _FirstEstimates(magnitudes, mixture, chunk, residual, precise=niter > 0)
-        if niter == 0:
-            yield chunk, _stacked([first.estimate(source) for source in wanted])
-        else:
-            moments.add_first(first)
+        first = _all_masks([_precise(mask).unbind(1) for mask in masks(chunk)], residual)
+        moments.add_masked(mixture[chunk].unbind(1), first)
     peak = moments.peak_power.sqrt()
     for iteration in range(1, niter + 1):
         gains = (_MonoGains if channels == 1 else _StereoGains)(moments, mixture.dtype, peak, eps)
-        following = _Moments(sources, channels, mixture.dtype)
+        following = _Moments(sources, mixture.dtype)
         for chunk, powers in zip(chunks, moments.powers, strict=True):
             last = iteration == niter
             estimates = gains.apply(mixture[chunk].unbind(1), powers, wanted if last else range(sources))
             if last:
-                yield chunk, _stacked(estimates)
+                yield chunk, estimates
             else:
                 following.add(estimates)
         moments = following
 
 
-def _stacked(estimates: Sequence[Sequence[Tensor]]) -> Tensor:
-    """For each source, for each channel, `(frames, bins)` -> `(sources, frames, channels, bins)`."""
-    planes = torch.stack([plane for estimate in estimates for plane in estimate], dim=1)
-    return planes.unflatten(1, (len(estimates), -1)).movedim(1, 0)
+def _all_masks(masks: Sequence[Sequence[Tensor]], residual: bool) -> list[Sequence[Tensor]]:
+    """For each source, for each channel, a mask; the residual's may be negative."""
+    if not residual:
+        return list(masks)
+    rest = [1 - mask for mask in masks[0]]
+    for source in masks[1:]:
+        rest = [left - mask for left, mask in zip(rest, source, strict=True)]
+    return [*masks, rest]
 
 
-def _energy(plane: Tensor) -> Tensor:
-    parts = torch.view_as_real(plane).square()
-    return parts[..., 0] + parts[..., 1]
+def _energy(spectrum: Tensor) -> Tensor:
+    squares = torch.view_as_real(spectrum).square()
+    return squares[..., 0] + squares[..., 1]
 
 
-class _FirstEstimates:
-    """Real amplitudes of all sources, which carry the mixture's phase, in some frames.
-
-    Attributes:
-        mixture: for each channel, complex `(frames, bins)`.
-        amplitudes: for each source, for each channel, real `(frames, bins)`; the residual's may be negative.
-        inverse: for each channel, 1 / |x|, so large where x is 0 that ``x * inverse`` is the phasor, or 0.
-    """
-
-    def __init__(
-        self, magnitudes: Sequence[Tensor], mixture: Tensor, chunk: slice, residual: bool, precise: bool
-    ) -> None:
-        convert = _precise if precise else _unchanged
-        self.mixture = [convert(plane) for plane in mixture[chunk].unbind(1)]
-        energies = [_energy(plane) for plane in self.mixture]
-        self.peak_power = torch.stack([energy.amax() for energy in energies]).amax()
-        self.inverse = [(energy + torch.finfo(energy.dtype).tiny).rsqrt() for energy in energies]
-        self.amplitudes = [[convert(plane) for plane in magnitude[chunk].unbind(1)] for magnitude in magnitudes]
-        if residual:
-            radii = [energy * inverse for energy, inverse in zip(energies, self.inverse, strict=True)]
-            self.amplitudes.append(
-                [
-                    radius - sum(amplitudes[channel] for amplitudes in self.amplitudes)
-                    for channel, radius in enumerate(radii)
-                ]
-            )
-
-    def estimate(self, source: int) -> list[Tensor]:
-        """The complex estimate of a source, for each channel."""
-        planes = zip(self.mixture, self.inverse, self.amplitudes[source], strict=True)
-        return [plane * (inverse * amplitude) for plane, inverse, amplitude in planes]
+def _products(planes: Sequence[Tensor]) -> list[Tensor]:
+    """The distinct entries of x x^H in double precision: 00; or 00, 11, and the real and imaginary part of 01."""
+    parts = [tuple(map(_precise, torch.view_as_real(plane).unbind(-1))) for plane in planes]
+    products = [torch.addcmul(real * real, imag, imag) for real, imag in parts]
+    if len(planes) == 2:
+        (real0, imag0), (real1, imag1) = parts
+        products.append(torch.addcmul(real0 * real1, imag0, imag1))
+        products.append(torch.addcmul(imag0 * real1, real0, imag1, value=-1))
+    return products
 
 
 class _Moments:
@@ -215,58 +215,44 @@ class _Moments:
 
     Attributes:
         powers: for each chunk, for each source, `(frames, bins)`: v_j.
-        sums: for each source, the distinct entries of ``sum_t y y^H``: 00, or 00, 11 and (complex) 01; `(bins,)`.
+        sums: for each source, the distinct entries of ``sum_t y y^H``, as `_products` orders them; `(bins,)`.
         peak_power: largest squared magnitude of the mixture so far.
     """
 
-    def __init__(self, sources: int, channels: int, dtype: torch.dtype) -> None:
-        self.channels = channels
+    def __init__(self, sources: int, dtype: torch.dtype) -> None:
         self.dtype = dtype.to_real()
         self.powers: list[list[Tensor]] = []
         self.sums: list[list[Tensor]] = [[] for _ in range(sources)]
         self.peak_power = torch.zeros(())
 
-    def add_first(self, first: _FirstEstimates) -> None:
-        self.peak_power = first.peak_power if not self.powers else torch.maximum(self.peak_power, first.peak_power)
-        if self.channels == 2:
-            phasors = first.mixture[0] * first.mixture[1].conj() * (first.inverse[0] * first.inverse[1])
+    def add_masked(self, mixture: Sequence[Tensor], masks: Sequence[Sequence[Tensor]]) -> None:
+        products = _products(mixture)
+        peak = torch.stack([product.amax() for product in products[: len(mixture)]]).amax()
+        self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
         entries = []
-        for amplitudes in first.amplitudes:
-            squares = [amplitude.square() for amplitude in amplitudes]
-            if self.channels == 2:
-                squares.append(amplitudes[0] * amplitudes[1] * phasors)
-            entries.append(squares)
+        for channels in masks:
+            factors = [mask.square() for mask in channels]
+            if len(channels) == 2:
+                factors += [channels[0] * channels[1]] * 2
+            entries.append([factor * product for factor, product in zip(factors, products, strict=True)])
         self._add(entries)
 
     def add(self, estimates: Sequence[Sequence[Tensor]]) -> None:
-        entries = []
-        for planes in estimates:
-            precise = [_precise(plane) for plane in planes]
-            squares = [_energy(plane) for plane in precise]
-            if self.channels == 2:
-                squares.append(precise[0] * precise[1].conj())
-            entries.append(squares)
-        self._add(entries)
+        self._add([_products(planes) for planes in estimates])
 
     def _add(self, entries: list[list[Tensor]]) -> None:
         """entries: for each source, `(frames, bins)` of every distinct entry of y y^H."""
-        powers = [squares[0] if self.channels == 1 else (squares[0] + squares[1]) / 2 for squares in entries]
+        powers = [products[0] if len(products) == 1 else (products[0] + products[1]) * 0.5 for products in entries]
         self.powers.append([power.to(self.dtype) for power in powers])
-        for source, squares in enumerate(entries):
-            sums = [square.sum(0) for square in squares]
+        for source, products in enumerate(entries):
+            sums = [product.sum(0) for product in products]
             before = self.sums[source]
             self.sums[source] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
 
 
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
 def _precise(values: Tensor) -> Tensor:
     """Double precision, where the device has it."""
-    if values.device.type == "mps":
-        return values
-    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+    return values if values.device.type == "mps" else values.double()
 
 
 class _MonoGains:
@@ -297,17 +283,17 @@ class _StereoGains:
         # Scaling x and y by 1 / scale scales their powers by its square, and nothing else.
         shrink = (peak / _PEAK).clamp_min(1.0).pow(-2)
         self.noise = eps**0.5
-        total = [sum(entries).detach() for entries in zip(*moments.sums, strict=True)]
-        angle = torch.atan2(2 * total[2].abs(), total[0] - total[1]) / 2
-        turn = torch.polar(torch.ones_like(angle), total[2].angle())
+        left, right, real01, imag01 = (sum(entries).detach() for entries in zip(*moments.sums, strict=True))
+        angle = torch.atan2(2 * torch.hypot(real01, imag01), left - right) / 2
+        turn = torch.polar(torch.ones_like(angle), torch.atan2(imag01, real01))
         cos, sin = angle.cos(), angle.sin() * turn  # Q = [[cos, -sin], [conj(sin), cos]]
         self.cos, self.sin = cos.to(dtype), sin.to(dtype)
         self.rotated = []  # for each source: Q^H R Q, its entries 00, 11 and the real and imaginary parts of 01
         self.back = []  # for each source: R Q, its entries 00, 01, 10, 11
         real = dtype.to_real()
-        for s00, s11, s01 in moments.sums:  # R in the scaled domain, times what its power there is short of it here
-            weight = shrink / (eps + shrink * (s00 + s11) / 2) * shrink
-            r00, r11, r01 = weight * s00, weight * s11, weight * s01
+        for s00, s11, real01, imag01 in moments.sums:
+            weight = shrink / (eps + shrink * (s00 + s11) / 2) * shrink  # the second is v_j's, applied to R_j once
+            r00, r11, r01 = weight * s00, weight * s11, weight * torch.complex(real01, imag01)
             k00 = r00 * cos + r01 * sin.conj()
             k10 = r01.conj() * cos + r11 * sin.conj()
             k01 = r01 * cos - r00 * sin
@@ -324,18 +310,18 @@ class _StereoGains:
         c00, c11, real01, imag01 = (_weighted(powers, entries) for entries in zip(*self.rotated, strict=True))
         # det(A + s I) = det A + s (trace A + s), and det A is never negative: so nothing can vanish by rounding.
         product = torch.addcmul(c00 * c11, real01, real01, value=-1).addcmul_(imag01, imag01, value=-1).clamp_min(0.0)
-        inverse = (product + (c00 + c11 + self.noise) * self.noise).reciprocal()
+        inverse = product.add_(c00 + c11, alpha=self.noise).add_(self.noise**2).reciprocal()
         c01 = torch.complex(real01, imag01)
-        z_strong = strong * (c11 + self.noise) - weak * c01
-        z_weak = weak * (c00 + self.noise) - strong * c01.conj()
+        z_strong = torch.addcmul(strong * (c11 + self.noise), weak, c01, value=-1)
+        z_weak = torch.addcmul(weak * (c00 + self.noise), strong, c01.conj(), value=-1)
         estimates = []
         for source in wanted:
             k00, k01, k10, k11 = self.back[source]
             gain = powers[source] * inverse
             estimates.append(
                 [
-                    torch.addcmul(z_strong * k00, z_weak, k01) * gain,
-                    torch.addcmul(z_strong * k10, z_weak, k11) * gain,
+                    torch.addcmul(z_strong * k00, z_weak, k01).mul_(gain),
+                    torch.addcmul(z_strong * k10, z_weak, k11).mul_(gain),
                 ]
             )
         return estimates
