@@ -241,12 +241,12 @@ def test_a_variable_bit_rate_mp3_without_header_is_read_whole(tmp_path: Path) ->
 @pytest.mark.parametrize("name", list(audio.FORMATS))
 def test_a_part_is_the_same_samples_as_in_the_whole(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"a.{name}"
-    audio.write(path, tones(2, 150000, 48000) + 0.01 * torch.randn(2, 150000), 48000)
+    audio.write(path, tones(2, 75000, 48000) + 0.01 * torch.randn(2, 75000), 48000)
     whole, _ = audio.read(path)
-    for start_s, duration_s in ((0.0, 0.01), (0.5, 0.25), (2.71833, 0.1), (3.0, None), (3.124, 5.0)):
+    for start_s, duration_s in ((0.0, 0.01), (0.5, 0.25), (1.35917, 0.1), (1.5, None), (1.562, 5.0)):
         part, _ = audio.read(path, start_s=start_s, duration_s=duration_s)
         first = round(start_s * 48000)
-        last = 150000 if duration_s is None else min(first + round(duration_s * 48000), 150000)
+        last = 75000 if duration_s is None else min(first + round(duration_s * 48000), 75000)
         assert torch.equal(part, whole[:, first:last])
 
 
@@ -327,7 +327,7 @@ def test_what_is_not_sound_is_refused_in_one_line_with_the_path(tmp_path: Path, 
 @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "m4a", "aiff", "w64", "rf64", "mp3 without LAME tag"])
 def test_a_file_cut_short_is_refused_but_for_the_part_that_is_there(tmp_path: Path, name: str, capfd) -> None:
     path = tmp_path / f"a.{name[:4].strip()}"
-    waveform = tones(2, 220500, 44100) + 0.01 * torch.randn(2, 220500)
+    waveform = tones(2, 110250, 44100) + 0.01 * torch.randn(2, 110250)
     if name == "m4a":  # with the index in front, as files for the web have it; else nothing at all can be read
         av = pytest.importorskip("av")
         audio.write(tmp_path / "b.m4a", waveform, 44100)
@@ -353,9 +353,9 @@ def test_a_file_cut_short_is_refused_but_for_the_part_that_is_there(tmp_path: Pa
     with pytest.raises(AudioError, match=r"cut short or damaged: its header promises \d+ samples and \d+") as caught:
         audio.read(path)
     promised, found = (int(word) for word in str(caught.value).split() if word.isdigit())
-    assert abs(promised - 220500) < 3000 and 95000 < found < 118000
+    assert abs(promised - 110250) < 3000 and 47500 < found < 59000
     with pytest.raises(AudioError, match="cut short"):
-        audio.read(path, start_s=4)
+        audio.read(path, start_s=2)
     # Of an mp3, the whole came from libsndfile and the part from FFmpeg.
     torch.testing.assert_close(audio.read(path, duration_s=1.0)[0], whole, rtol=0, atol=1e-5 if "mp3" in name else 0)
     assert capfd.readouterr() == ("", "")
@@ -504,9 +504,9 @@ def test_other_notes_name_bits_and_bit_rate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, kbps", [("mp3", 128), ("mp3", 320), ("m4a", 128), ("opus", 96), ("ogg", 192)])
 def test_bit_rates_are_near_what_was_asked(tmp_path: Path, name: str, kbps: int) -> None:
-    white = 0.1 * torch.randn(2, 5 * 48000, generator=torch.Generator().manual_seed(1))
+    white = 0.1 * torch.randn(2, 2 * 48000, generator=torch.Generator().manual_seed(1))
     audio.write(tmp_path / f"a.{name}", white, 48000, bitrate_kbps=kbps)
-    assert os.path.getsize(tmp_path / f"a.{name}") * 8 / 5000 == pytest.approx(kbps, rel=0.35 if name == "ogg" else 0.1)
+    assert os.path.getsize(tmp_path / f"a.{name}") * 8 / 2000 == pytest.approx(kbps, rel=0.35 if name == "ogg" else 0.1)
 
 
 def test_wav_beyond_its_32_bits_becomes_rf64(tmp_path: Path, monkeypatch) -> None:
@@ -539,7 +539,7 @@ def test_nothing_is_there_before_commit_and_nothing_but_the_file_after_it(tmp_pa
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_an_interrupted_writer_leaves_neither_file_nor_folder(tmp_path: Path, name: str, error) -> None:
     with pytest.raises(error), audio.AudioWriter(tmp_path / "new" / "er" / f"a.{name}", 48000, 2) as writer:
-        writer.write(tones(2, 50000, 48000))
+        writer.write(tones(2, 20000, 48000))
         raise error
     assert os.listdir(tmp_path) == []
 
@@ -599,7 +599,7 @@ def test_a_full_disk_leaves_nothing_and_is_said_in_one_sentence(tmp_path: Path) 
         from umx_ext import audio
         from umx_ext.errors import OutputError
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-        noise = 0.1 * torch.randn(2, 60000, generator=torch.Generator().manual_seed(0))
+        noise = 0.1 * torch.randn(2, 40000, generator=torch.Generator().manual_seed(0))
         for name in audio.FORMATS:
             for tags in ({}, {"title": "t"}):
                 try:
@@ -789,7 +789,7 @@ def test_streaming_holds_a_block_and_not_the_file(tmp_path: Path) -> None:
     """
     with audio.AudioWriter(tmp_path / "a.wav", 44100, 2) as writer:
         block = noise(2, 10 * 44100)
-        for _ in range(30):
+        for _ in range(24):
             writer.write(block)
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "a.wav"), str(tmp_path / "b.wav")],
@@ -797,4 +797,4 @@ def test_streaming_holds_a_block_and_not_the_file(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert float(run.stdout) < 20  # MB; the five minutes are 106 MB as floats
+    assert float(run.stdout) < 20  # MB; the four minutes are 85 MB as floats

@@ -20,7 +20,7 @@ from tests.peers import import_peer
 from tests.test_pretrained import BANDWIDTH_BINS, openunmix_state
 from umx_ext.errors import AudioError, ModelError, UsageError
 from umx_ext.separation.config import Config
-from umx_ext.separation.pretrained import MODELS, ModelFile
+from umx_ext.separation.pretrained import MODELS, ModelFile, load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = Config(("vocals",), n_fft=256, hop=64, hidden=12, sample_rate=15000, bandwidth_hz=59.5 * 15000 / 256)
@@ -214,3 +214,18 @@ def test_without_pretraining_nothing_is_looked_for(tiny: None, tmp_path: Path) -
         hub("umxhq")
     with pytest.raises(ModelError, match="not part of this installation"):
         hub("umx_ext")
+
+
+def test_the_shipped_model_comes_with_its_weights() -> None:
+    if not MODELS["umx_ext"].files[0].path.is_file():
+        pytest.skip("the embedded weights are not made yet")
+    shipped = load("umx_ext")
+    separator, spectrogram = hub("umx_ext"), hub("umx_ext_spec")
+    mixture = noise(1, 2, 44100)
+    with torch.no_grad():
+        estimates = separator(mixture)
+        expected = shipped(mixture, niter=1, residual=True)
+    assert separator.stems == ("vocals", "accompaniment")
+    assert torch.equal(estimates, expected)
+    weights = shipped.nets["vocals"].state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in spectrogram["vocals"].state_dict().items())
