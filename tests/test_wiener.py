@@ -125,7 +125,7 @@ def test_single_precision_is_as_exact_as_openunmix_on_a_song(song: Tensor, sourc
     truth = wiener(magnitudes.double(), song.to(torch.complex128), residual=residual)
     ours = relative_db(wiener(magnitudes, song, residual=residual) - truth, truth)
     theirs = relative_db(openunmix_wiener(magnitudes, song, niter=1, residual=residual) - truth, truth)
-    assert ours <= theirs + 0.5 and ours < -120
+    assert ours <= theirs + 0.5 and ours < -115  # float32 rounds at -144 dB; products and their sums collect some of it
 
 
 @pytest.mark.parametrize("sources, residual", [(1, True), (2, False), (4, False)])

@@ -11,10 +11,12 @@ Three things make it fast and accurate without changing the result:
 
 - The first estimates, the residual's too, are real masks times the mixture. So the products of the mixture's channels
   are formed once, and every source only scales them.
-- A few frames at a time, so that the planes `(frames, bins)` stay in the cache; 2x2 matrices are inverted by formula.
-- Covariances are summed in double precision, and ``C`` is inverted in a basis of each bin's own: the direction in which
-  the window is strongest there, and the one across. In the channels' basis a nearly mono bin subtracts almost equal
-  numbers and float32 keeps no digit of what is left; in this one the weak direction is a number of its own.
+- Real and imaginary parts in planes of their own, `(frames, bins)`, and few enough frames at a time that the planes stay
+  in the cache; 2x2 matrices are inverted by formula.
+- What is summed over the window is summed in double precision, and ``C`` is inverted in a basis of each bin's own: the
+  direction in which the window is strongest there, and the one across. In the channels' basis a nearly mono bin
+  subtracts almost equal numbers and float32 keeps no digit of what is left; in this one the weak direction is a number
+  of its own.
 
 Source: N. Q. Duong, E. Vincent, R. Gribonval, "Under-determined reverberant audio source separation using a full-rank
 spatial covariance model", IEEE TASLP 18 (2010); A. Liutkus and F.-R. Stöter, *norbert* (2019).
@@ -38,6 +40,10 @@ WINDOW = 300  # frames; 7 s at 44.1 kHz and hop 1024
 # Loud mixtures are scaled down so that no magnitude is above this (open-unmix's `scale_factor`). It decides how large
 # the regularisation is beside the signal, so it is part of the definition.
 _PEAK = 10.0
+
+# Windows of fewer frames form their products in double precision too: with the mean over many, roundings fall below the
+# regularisation; over few, they would be what the weak direction consists of.
+_FEW = 128
 
 # Bins of all frames that are filtered at a time, on a CPU: fewer spend the time in calls, more in memory.
 _PLANE = 1 << 15
@@ -123,6 +129,10 @@ def _check(magnitudes: Tensor, mixture: Tensor, niter: int, window: int | None) 
         raise UsageError(f"niter must be at least 0 and window at least 1 (or None), got {niter} and {window}")
 
 
+Plane = Tensor  # real `(frames, bins)`
+Parts = tuple[Plane, Plane]  # a complex plane: its real and its imaginary part
+
+
 def filter_window(
     masks: Callable[[slice], Sequence[Tensor]],
     mixture: Tensor,
@@ -166,21 +176,26 @@ def filter_window(
             )
         return
 
+    # (channels, 2, frames, bins); the permuted copy is several times faster than one of each strided part.
+    parts = torch.view_as_real(mixture).permute(1, 3, 0, 2).contiguous()
+
+    def at(chunk: slice) -> list[Parts]:
+        return [(channel[0, chunk], channel[1, chunk]) for channel in parts]
+
     moments = _Moments(sources, mixture.dtype)
+    widen = _precise if frames < _FEW else _as_it_is
     for chunk in chunks:
-        first = _all_masks([_precise(mask).unbind(1) for mask in masks(chunk)], residual)
-        moments.add_masked(mixture[chunk].unbind(1), first)
-    peak = moments.peak_power.sqrt()
+        first = _all_masks([widen(mask).unbind(1) for mask in masks(chunk)], residual)
+        moments.add_masked([(widen(real), widen(imag)) for real, imag in at(chunk)], first)
+    peak = _precise(moments.peak_power).sqrt()
     for iteration in range(1, niter + 1):
         gains = (_MonoGains if channels == 1 else _StereoGains)(moments, mixture.dtype, peak, eps)
         following = _Moments(sources, mixture.dtype)
         for chunk, powers in zip(chunks, moments.powers, strict=True):
-            last = iteration == niter
-            estimates = gains.apply(mixture[chunk].unbind(1), powers, wanted if last else range(sources))
-            if last:
-                yield chunk, estimates
+            if iteration == niter:
+                yield chunk, gains.apply(at(chunk), powers, wanted)
             else:
-                following.add(estimates)
+                following.add([_parts(planes) for planes in gains.apply(at(chunk), powers, range(sources))])
         moments = following
 
 
@@ -194,17 +209,20 @@ def _all_masks(masks: Sequence[Sequence[Tensor]], residual: bool) -> list[Sequen
     return [*masks, rest]
 
 
+def _parts(planes: Sequence[Tensor]) -> list[Parts]:
+    return [torch.view_as_real(plane).permute(2, 0, 1).contiguous().unbind(0) for plane in planes]
+
+
 def _energy(spectrum: Tensor) -> Tensor:
     squares = torch.view_as_real(spectrum).square()
     return squares[..., 0] + squares[..., 1]
 
 
-def _products(planes: Sequence[Tensor]) -> list[Tensor]:
-    """The distinct entries of x x^H in double precision: 00; or 00, 11, and the real and imaginary part of 01."""
-    parts = [tuple(map(_precise, torch.view_as_real(plane).unbind(-1))) for plane in planes]
-    products = [torch.addcmul(real * real, imag, imag) for real, imag in parts]
-    if len(planes) == 2:
-        (real0, imag0), (real1, imag1) = parts
+def _products(channels: Sequence[Parts]) -> list[Plane]:
+    """The distinct entries of x x^H: 00; or 00, 11, and the real and imaginary part of 01."""
+    products = [torch.addcmul(real * real, imag, imag) for real, imag in channels]
+    if len(channels) == 2:
+        (real0, imag0), (real1, imag1) = channels
         products.append(torch.addcmul(real0 * real1, imag0, imag1))
         products.append(torch.addcmul(imag0 * real1, real0, imag1, value=-1))
     return products
@@ -215,17 +233,18 @@ class _Moments:
 
     Attributes:
         powers: for each chunk, for each source, `(frames, bins)`: v_j.
-        sums: for each source, the distinct entries of ``sum_t y y^H``, as `_products` orders them; `(bins,)`.
+        sums: for each source, the distinct entries of ``sum_t y y^H``, as `_products` orders them; `(bins,)`, in double
+            precision where the device has it: those of a chunk are rounded, those of a window are not.
         peak_power: largest squared magnitude of the mixture so far.
     """
 
     def __init__(self, sources: int, dtype: torch.dtype) -> None:
         self.dtype = dtype.to_real()
-        self.powers: list[list[Tensor]] = []
+        self.powers: list[list[Plane]] = []
         self.sums: list[list[Tensor]] = [[] for _ in range(sources)]
         self.peak_power = torch.zeros(())
 
-    def add_masked(self, mixture: Sequence[Tensor], masks: Sequence[Sequence[Tensor]]) -> None:
+    def add_masked(self, mixture: Sequence[Parts], masks: Sequence[Sequence[Tensor]]) -> None:
         products = _products(mixture)
         peak = torch.stack([product.amax() for product in products[: len(mixture)]]).amax()
         self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
@@ -237,15 +256,15 @@ class _Moments:
             entries.append([factor * product for factor, product in zip(factors, products, strict=True)])
         self._add(entries)
 
-    def add(self, estimates: Sequence[Sequence[Tensor]]) -> None:
-        self._add([_products(planes) for planes in estimates])
+    def add(self, estimates: Sequence[Sequence[Parts]]) -> None:
+        self._add([_products(channels) for channels in estimates])
 
-    def _add(self, entries: list[list[Tensor]]) -> None:
-        """entries: for each source, `(frames, bins)` of every distinct entry of y y^H."""
-        powers = [products[0] if len(products) == 1 else (products[0] + products[1]) * 0.5 for products in entries]
+    def _add(self, entries: list[list[Plane]]) -> None:
+        """entries: for each source every distinct entry of y y^H."""
+        powers = [products[0] if len(products) == 1 else (products[0] + products[1]).mul_(0.5) for products in entries]
         self.powers.append([power.to(self.dtype) for power in powers])
         for source, products in enumerate(entries):
-            sums = [product.sum(0) for product in products]
+            sums = [_precise(product.sum(0)) for product in products]
             before = self.sums[source]
             self.sums[source] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
 
@@ -255,6 +274,10 @@ def _precise(values: Tensor) -> Tensor:
     return values if values.device.type == "mps" else values.double()
 
 
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
 class _MonoGains:
     """One channel: ``y_j = v_j R_j x / (sum_k v_k R_k + sqrt(eps))``."""
 
@@ -262,14 +285,17 @@ class _MonoGains:
         shrink = (peak / _PEAK).clamp_min(1.0).pow(-2)
         self.noise = eps**0.5
         real = dtype.to_real()
-        self.covariances = [
-            (shrink * sums[0] / (eps + shrink * sums[0])).to(real) * shrink.to(real) for sums in moments.sums
-        ]
+        self.covariances = [(shrink * sums[0] / (eps + shrink * sums[0]) * shrink).to(real) for sums in moments.sums]
 
-    def apply(self, mixture: Sequence[Tensor], powers: list[Tensor], wanted: Sequence[int]) -> list[list[Tensor]]:
+    def apply(self, mixture: Sequence[Parts], powers: list[Plane], wanted: Sequence[int]) -> list[list[Tensor]]:
         models = [power * covariance for power, covariance in zip(powers, self.covariances, strict=True)]
         inverse = (sum(models) + self.noise).reciprocal()
-        return [[mixture[0] * (models[source] * inverse)] for source in wanted]
+        estimates = []
+        for source in wanted:
+            gain = models[source] * inverse
+            real, imag = mixture[0]
+            estimates.append([torch.complex(real * gain, imag * gain)])
+        return estimates
 
 
 class _StereoGains:
@@ -287,10 +313,10 @@ class _StereoGains:
         angle = torch.atan2(2 * torch.hypot(real01, imag01), left - right) / 2
         turn = torch.polar(torch.ones_like(angle), torch.atan2(imag01, real01))
         cos, sin = angle.cos(), angle.sin() * turn  # Q = [[cos, -sin], [conj(sin), cos]]
-        self.cos, self.sin = cos.to(dtype), sin.to(dtype)
+        real = dtype.to_real()
+        self.cos, self.sin = cos.to(real), (sin.real.to(real), sin.imag.to(real))
         self.rotated = []  # for each source: Q^H R Q, its entries 00, 11 and the real and imaginary parts of 01
         self.back = []  # for each source: R Q, its entries 00, 01, 10, 11
-        real = dtype.to_real()
         for s00, s11, real01, imag01 in moments.sums:
             weight = shrink / (eps + shrink * (s00 + s11) / 2) * shrink  # the second is v_j's, applied to R_j once
             r00, r11, r01 = weight * s00, weight * s11, weight * torch.complex(real01, imag01)
@@ -303,17 +329,29 @@ class _StereoGains:
             self.rotated.append([entry.to(real) for entry in (q00, q11, q01.real, q01.imag)])
             self.back.append([entry.to(dtype) for entry in (k00, k01, k10, k11)])
 
-    def apply(self, mixture: Sequence[Tensor], powers: list[Tensor], wanted: Sequence[int]) -> list[list[Tensor]]:
-        left, right = mixture
-        strong = torch.addcmul(left * self.cos, right, self.sin)  # Q^H x
-        weak = torch.addcmul(right * self.cos, left, self.sin.conj().neg())
+    def apply(self, mixture: Sequence[Parts], powers: list[Plane], wanted: Sequence[int]) -> list[list[Tensor]]:
+        (left_real, left_imag), (right_real, right_imag) = mixture
+        cos, (sin_real, sin_imag) = self.cos, self.sin
+        # Q^H x
+        strong_real = _sum(left_real * cos, (right_real, sin_real, 1), (right_imag, sin_imag, -1))
+        strong_imag = _sum(left_imag * cos, (right_imag, sin_real, 1), (right_real, sin_imag, 1))
+        weak_real = _sum(right_real * cos, (left_real, sin_real, -1), (left_imag, sin_imag, -1))
+        weak_imag = _sum(right_imag * cos, (left_imag, sin_real, -1), (left_real, sin_imag, 1))
+
         c00, c11, real01, imag01 = (_weighted(powers, entries) for entries in zip(*self.rotated, strict=True))
         # det(A + s I) = det A + s (trace A + s), and det A is never negative: so nothing can vanish by rounding.
-        product = torch.addcmul(c00 * c11, real01, real01, value=-1).addcmul_(imag01, imag01, value=-1).clamp_min(0.0)
-        inverse = product.add_(c00 + c11, alpha=self.noise).add_(self.noise**2).reciprocal()
-        c01 = torch.complex(real01, imag01)
-        z_strong = torch.addcmul(strong * (c11 + self.noise), weak, c01, value=-1)
-        z_weak = torch.addcmul(weak * (c00 + self.noise), strong, c01.conj(), value=-1)
+        determinant = _sum(c00 * c11, (real01, real01, -1), (imag01, imag01, -1)).clamp_min(0.0)
+        inverse = determinant.add_(c00 + c11, alpha=self.noise).add_(self.noise**2).reciprocal()
+        c00, c11 = c00 + self.noise, c11 + self.noise
+        # adj(Q^H C Q) Q^H x
+        z_strong = torch.complex(
+            _sum(strong_real * c11, (weak_real, real01, -1), (weak_imag, imag01, 1)),
+            _sum(strong_imag * c11, (weak_imag, real01, -1), (weak_real, imag01, -1)),
+        )
+        z_weak = torch.complex(
+            _sum(weak_real * c00, (strong_real, real01, -1), (strong_imag, imag01, -1)),
+            _sum(weak_imag * c00, (strong_imag, real01, -1), (strong_real, imag01, 1)),
+        )
         estimates = []
         for source in wanted:
             k00, k01, k10, k11 = self.back[source]
@@ -327,7 +365,14 @@ class _StereoGains:
         return estimates
 
 
-def _weighted(powers: Sequence[Tensor], entries: Sequence[Tensor]) -> Tensor:
+def _sum(first: Tensor, *products: tuple[Tensor, Tensor, int]) -> Tensor:
+    """`first`, which is written over, plus products with their signs."""
+    for a, b, sign in products:
+        first.addcmul_(a, b, value=sign)
+    return first
+
+
+def _weighted(powers: Sequence[Plane], entries: Sequence[Tensor]) -> Tensor:
     """Sum over the sources of power `(frames, bins)` times entry `(bins,)`."""
     total = powers[0] * entries[0]
     for power, entry in zip(powers[1:], entries[1:], strict=True):
