@@ -192,8 +192,10 @@ def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None
     started = time.perf_counter()
     model = song.with_name(f"{len(stems)}.safetensors")
     code = cli.main(
-        ["separate", str(song), "-n", str(model), "--float32", "-q", "--if-exists", "overwrite"]
-        + ["--out", str(folder), "--filename", "{stem}.{ext}", *options]
+        [
+            *("separate", str(song), "-n", str(model), "--float32", "-q", "--if-exists", "overwrite"),
+            *("--out", str(folder), "--filename", "{stem}.{ext}", *options),
+        ]
     )
     assert code == 0, code
     report(started)

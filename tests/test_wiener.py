@@ -14,7 +14,7 @@ from tests import reference_wiener
 from tests.peers import import_peer
 from umx_ext.errors import UsageError
 from umx_ext.separation import wiener as module
-from umx_ext.separation.wiener import filter_window, wiener
+from umx_ext.separation.wiener import filter_window, parts, wiener
 from umx_ext.spectral import stft
 
 CASES = [  # channels, sources, residual
@@ -266,8 +266,8 @@ def test_wanted_sources_are_those_of_all() -> None:
     def masks(rows: slice) -> list[Tensor]:
         return list(ratios[:, rows])
 
-    every = [planes for _, planes in filter_window(masks, mixture, niter=2)]
-    some = [planes for _, planes in filter_window(masks, mixture, niter=2, wanted=[2, 0])]
+    every = [planes for _, planes in filter_window(masks, parts(mixture), niter=2)]
+    some = [planes for _, planes in filter_window(masks, parts(mixture), niter=2, wanted=[2, 0])]
     for of_all, of_some in zip(every, some, strict=True):
         assert torch.equal(torch.stack(of_some[0]), torch.stack(of_all[2]))
         assert torch.equal(torch.stack(of_some[1]), torch.stack(of_all[0])) and len(of_some) == 2

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 
 from umx_ext.codecs.decode import open_source
 from umx_ext.codecs.files import discard
@@ -20,6 +21,8 @@ TAGS = ("title", "artist", "album", "album_artist", "composer", "date", "genre",
 
 def read_tags(path: str) -> tuple[dict[str, str], bytes | None]:
     """The tags named in `TAGS` and the cover's bytes (JPEG or PNG); nothing where FFmpeg cannot open the file."""
+    if _is_bare_wav(path):
+        return {}, None
     av = pyav("reading tags")
     try:
         with open_av(path) as container:
@@ -34,6 +37,21 @@ def read_tags(path: str) -> tuple[dict[str, str], bytes | None]:
         return {}, None
     lower = {key.lower(): value for key, value in found.items()}
     return {key: lower[key] for key in TAGS if lower.get(key)}, cover if mime(cover) else None
+
+
+def _is_bare_wav(path: str) -> bool:
+    """Whether a WAV file has no chunk that could hold tags: then FFmpeg, slow to load, need not be asked."""
+    with suppress(OSError), open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return False
+        while len(chunk := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", chunk)
+            if name not in (b"fmt ", b"fact", b"PEAK", b"JUNK", b"data"):
+                return False
+            file.seek(size + size % 2, os.SEEK_CUR)
+        return True
+    return False
 
 
 def mime(cover: bytes | None) -> str | None:

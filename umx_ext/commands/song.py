@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -102,6 +103,7 @@ class Files:
         self._lock = threading.Lock()
         self._writers: dict[str, audio.AudioWriter] = {}
         self._new_folders: list[Path] = []
+        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="write")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -118,10 +120,12 @@ class Files:
             return self._writers[name]
 
     def write(self, blocks: Mapping[str, Tensor]) -> None:
-        """Append a block, (channels, samples), to each open file."""
-        for name, writer in self._writers.items():
-            with self._alone():
-                writer.write(blocks[name])
+        """Append a block, (channels, samples), to each open file; all are encoded at the same time."""
+        with self._alone():
+            writes = [self._pool.submit(writer.write, blocks[name]) for name, writer in self._writers.items()]
+            wait(writes)
+            for write in writes:
+                write.result()
 
     def commit(self) -> list[str]:
         """Give every file its name: all of them, or none where the run was interrupted before.
@@ -138,6 +142,7 @@ class Files:
                 if writer.clipped:
                     notes[f"{os.path.basename(writer.path)}: {writer.clipped} samples clipped"] = None
             self._writers = {}
+            self._pool.shutdown()
         return list(notes)
 
     def save(self, picture: Sketch, path: Path, **what: Any) -> None:
@@ -407,7 +412,7 @@ def _mixdown(
     scaled = {name: part if gain == 1.0 else part * gain for name, part in parts.items()}
     blocks = {name: audio.quantize(scaled[name], shape.bits) if rounds else scaled[name] for name in recipe.asked}
     for name, others in recipe.remainders.items():
-        blocks[name] = scaled[MIXTURE] - torch.stack([blocks[other] for other in others]).sum(0)
+        blocks[name] = scaled[MIXTURE] - sum((blocks[other] for other in others[1:]), blocks[others[0]])
     if recipe.guide:
         blocks[ACCOMPANIMENT] = blocks[ACCOMPANIMENT] + recipe.guide * blocks[VOCALS]
     if recipe.clip_mode == "clamp" and shape.holds_any_level:  # other files do it by themselves, and count

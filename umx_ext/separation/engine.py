@@ -17,6 +17,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,11 @@ __all__ = ["RESIDUAL", "Engine"]
 
 RESIDUAL = "residual"
 
-_TASK = 300  # frames of an encoding or decoding task: large enough for matrix products, small enough to stay lean
-_CHUNK = 32  # frames that are transformed at a time: they fit the cache
-_LSTM_CHUNK = 2048  # frames between two looks at whether the result is still wanted; bounds the LSTM's own memory
+Result = TypeVar("Result")
+
+_TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
+_CHUNK = 64  # frames that are transformed at a time: they fit the cache
+_LSTM_CHUNK = 1024  # frames between two looks at whether the result is still wanted; bounds the LSTM's own memory
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
 
 _ENCODE, _RECUR, _DECODE = 0.15, 0.45, 0.40  # rough shares of the time, for progress
@@ -47,7 +50,8 @@ class _Chain:
 
     Attributes:
         name, branch: features of a magnitude spectrogram; chains with the same name have the same.
-        weight, bias: standardisation, fc1 and bn1; `(hidden, channels * features)`, `(hidden,)`.
+        weight, bias: standardisation, fc1 and bn1; `(channels * features, hidden)`, `(hidden,)`. This and all other
+            matrices are laid out `(inputs, outputs)`, in which a product of a few hundred rows is a little faster.
         layers: for each layer of the BLSTM, for each direction, torch's four tensors.
         skip, recurrent: this branch's part of fc2 and bn2, for the encoder's and for the BLSTM's output;
             `(hidden, hidden)`.
@@ -97,11 +101,11 @@ def _folded_chain(name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor
     return _Chain(
         name=name,
         branch=copy.deepcopy(encoder.branch).to(device="cpu", dtype=torch.float32).eval(),
-        weight=_float(fc1 * scale),
+        weight=_float((fc1 * scale).mT),
         bias=_float(fc1 @ (scale * mean) + offset),
         layers=layers,
-        skip=_float(skip),
-        recurrent=_float(recurrent),
+        skip=_float(skip.mT),
+        recurrent=_float(recurrent.mT),
     )
 
 
@@ -118,7 +122,7 @@ def _folded(net: MaskNet, channels: int) -> _Head:
             for (name, encoder), gain in zip(encoders, gains, strict=True)
         ],
         bias2=_float(bias2),
-        weight3=_float(net.fc3.weight.double() * (factor3 * scale)[:, None]),
+        weight3=_float((net.fc3.weight.double() * (factor3 * scale)[:, None]).mT),
         bias3=_float(offset3 * scale + mean),
     )
 
@@ -150,7 +154,11 @@ class Engine:
         self.threads = threads
         self._heads = {stem: _folded(net, config.channels) for stem, net in nets.items()}
 
-    def overlap_added(
+    def overlap_added(self, waveform: Tensor, first: int, last: int, **settings: Any) -> Tensor:
+        """All `pieces` in one."""
+        return torch.cat(list(self.pieces(waveform, first, last, **settings)), dim=-1)
+
+    def pieces(
         self,
         waveform: Tensor,
         first: int,
@@ -162,7 +170,7 @@ class Engine:
         residual: bool = False,
         wanted: Sequence[str] | None = None,
         progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         """Some frames of the estimates, windowed and overlap-added, not yet divided by the squared windows' sum.
 
         The networks see the whole waveform; what follows them does no more than these frames.
@@ -178,9 +186,9 @@ class Engine:
             wanted: sources to return, in this order; None for all. All take part in the filter.
             progress: called with the fraction done, 0 to 1, from the caller's thread.
 
-        Returns:
-            float32 `(wanted sources, channels, (last - first - 1) * hop + n_fft)`; its first sample is sample
-            ``first * hop - n_fft / 2`` of the waveform.
+        Yields:
+            float32 `(wanted sources, channels, samples)`, one after the other, ``(last - first - 1) * hop + n_fft``
+            samples in all; the first is sample ``first * hop - n_fft / 2`` of the waveform.
 
         Raises:
             AudioError: the waveform's shape or kind.
@@ -213,12 +221,12 @@ class Engine:
             job = _Job(config, heads, waveform.detach().to("cpu", torch.float32), workers, count, progress)
             hidden = job.recur(job.encode())
             plan = _Plan(first, last, niter, wiener_win_len, residual, tuple(map(sources.index, wanted)))
-            return job.decode(hidden, plan)
+            yield from job.decode(hidden, plan)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the decoder shall do; see `Engine.overlap_added`."""
+    """What the decoder shall do; see `Engine.pieces`."""
 
     first: int
     last: int
@@ -246,6 +254,7 @@ class _Job:
         self.count = count
         self.progress = progress
         self.half = config.n_fft // 2
+        self.shared = config.n_fft // config.hop - 1  # hops that a frame reaches beyond its first
         self.window = hann(config.n_fft, waveform)
         samples = waveform.shape[-1]
         self.frames = frame_count(samples, config.hop)
@@ -259,8 +268,8 @@ class _Job:
         chains = [len(head.chains) for head in self.heads]
         space = torch.empty(sum(chains), self.frames, self.config.hidden)
         encoded = [list(of_stem) for of_stem in space.split(chains)]
-        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _TASK)]
-        self._do(tasks, 0.0, _ENCODE)
+        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, 2 * _CHUNK)]
+        self._all(tasks, 0.0, _ENCODE)
         return encoded
 
     def recur(self, encoded: list[list[Tensor]]) -> list[Tensor]:
@@ -288,27 +297,25 @@ class _Job:
                     )
                 ]
                 step = share * len(group) / layers
-                self._do(tasks, begin + layer * step, begin + (layer + 1) * step)
+                self._all(tasks, begin + layer * step, begin + (layer + 1) * step)
                 inputs = outputs
             for (chain, values, total), output in zip(group, inputs, strict=False):
                 parts = _cut(self.frames, _TASK)
-                self._do([partial(self._project, chain, values, output, total, slice(a, b)) for a, b in parts])
+                self._all([partial(self._project, chain, values, output, total, slice(a, b)) for a, b in parts])
         return [of_stem[0] for of_stem in encoded]
 
-    def decode(self, hidden: list[Tensor], plan: _Plan) -> Tensor:
-        """`(wanted sources, channels, samples)` as planned."""
-        shared = self.config.n_fft // self.config.hop - 1
-        shape = (len(plan.wanted), self.config.channels, plan.last - plan.first + shared, self.config.hop)
-        result = torch.empty(shape)
-        tasks = []
-        for windows in _together(plan):
-            tasks.append(partial(self._decode, hidden, windows, plan, result))
-            for a, b in _edges(windows[0][0], windows[-1][1], shared):
-                result[:, :, a - plan.first : b - plan.first] = 0.0
-        for edges in self._do(tasks, _ENCODE + _RECUR, 1.0):
-            for block, values in edges:
-                result[:, :, block - plan.first :][:, :, : values.shape[2]] += values
-        return result.flatten(-2)
+    def decode(self, hidden: list[Tensor], plan: _Plan) -> Iterator[Tensor]:
+        """`(wanted sources, channels, samples)` as planned, piece by piece."""
+        tasks = [partial(self._decode, hidden, windows, plan) for windows in _together(plan)]
+        reach: Tensor | None = None  # what the frames so far add to the blocks after them
+        for blocks in self._do(tasks, _ENCODE + _RECUR, 1.0):
+            if reach is not None:
+                blocks = torch.cat([blocks[:, :, : reach.shape[2]] + reach, blocks[:, :, reach.shape[2] :]], dim=2)
+            done = blocks.shape[2] - self.shared
+            yield blocks[:, :, :done].flatten(-2).clone()
+            reach = blocks[:, :, done:].clone()
+        if reach is not None:
+            yield reach.flatten(-2)
 
     # Tasks, which workers run.
 
@@ -323,7 +330,7 @@ class _Job:
                 self.workers.check()
                 if chain.name not in features:
                     features[chain.name] = chain.branch(magnitude[None])[0].flatten(1)
-                torch.addmm(chain.bias, features[chain.name], chain.weight.mT, out=target[first:last]).tanh_()
+                torch.addmm(chain.bias, features[chain.name], chain.weight, out=target[first:last]).tanh_()
 
     def _direction(self, weights: list[Tensor], values: Tensor, target: Tensor, reverse: bool) -> None:
         """One direction of one layer: `(frames, hidden)` -> `(frames, hidden / 2)`."""
@@ -337,27 +344,24 @@ class _Job:
 
     def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
         """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
-        product = (encoded[rows] @ chain.skip.mT).addmm_(recurrent[rows], chain.recurrent.mT)
+        product = (encoded[rows] @ chain.skip).addmm_(recurrent[rows], chain.recurrent)
         if total is not encoded:
             product += total[rows]
         total[rows] = product
 
-    def _decode(
-        self, hidden: list[Tensor], windows: list[tuple[int, int]], plan: _Plan, result: Tensor
-    ) -> list[tuple[int, Tensor]]:
-        """Write the blocks that these frames alone make; return the others, each with the first's number."""
+    def _decode(self, hidden: list[Tensor], windows: list[tuple[int, int]], plan: _Plan) -> Tensor:
+        """What these frames make, in blocks of a hop: `(wanted sources, channels, frames + shared, hop)`."""
         config = self.config
         first, last = windows[0][0], windows[-1][1]
-        spectrum = torch.empty(last - first, config.channels, config.bins, dtype=torch.complex64)
+        mixture = torch.empty(config.channels, 2, last - first, config.bins)
         for rows, values in self._transformed(first, last):
-            spectrum[rows] = values
+            mixture[:, :, rows] = torch.view_as_real(values).permute(1, 3, 0, 2)
         masks = [self._mask(head, values[first:last]) for head, values in zip(self.heads, hidden, strict=True)]
-        shared = config.n_fft // config.hop - 1
-        blocks = torch.zeros(len(plan.wanted), config.channels, last - first + shared, config.hop)
+        blocks = torch.zeros(len(plan.wanted), config.channels, last - first + self.shared, config.hop)
         for a, b in windows:
             filtered = filter_window(
                 partial(_rows, [mask[a - first : b - first] for mask in masks]),
-                spectrum[a - first : b - first],
+                mixture[:, :, a - first : b - first],
                 niter=plan.niter,
                 residual=plan.residual,
                 wanted=plan.wanted,
@@ -368,15 +372,11 @@ class _Job:
                 for sums, channels in zip(blocks, estimates, strict=True):
                     for channel, plane in zip(sums, channels, strict=True):
                         pieces = torch.fft.irfft(plane, n=config.n_fft)  # (frames, n_fft)
-                        for part in range(shared + 1):
+                        for part in range(self.shared + 1):
                             samples = slice(part * config.hop, (part + 1) * config.hop)
                             target = channel[at + part : at + part + len(pieces)]
                             target.addcmul_(pieces[:, samples], self.window[samples])
-        edges = _edges(first, last, shared)
-        begin, end = edges[0][1], edges[-1][0]
-        if begin < end:
-            result[:, :, begin - plan.first : end - plan.first] = blocks[:, :, begin - first : end - first]
-        return [(a, blocks[:, :, a - first : b - first].clone()) for a, b in edges]
+        return blocks
 
     # Pieces of those.
 
@@ -401,18 +401,22 @@ class _Job:
     def _mask(self, head: _Head, values: Tensor) -> Tensor:
         """A stem's mask `(frames, channels, bins)`."""
         self.workers.check()
-        mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3.mT)
+        mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3)
         mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
         return mask.view(-1, self.config.channels, self.config.bins)
 
-    def _do(self, tasks: Sequence[Callable[[], object]], begin: float = 0.0, end: float = 0.0) -> list:
-        """Run the tasks and report progress."""
-        results = []
+    def _do(
+        self, tasks: Sequence[Callable[[], Result]], begin: float = 0.0, end: float = 0.0
+    ) -> Iterator[Result]:
+        """Run the tasks, yield their results in order and report progress."""
         for number, result in enumerate(self.workers.run(tasks), start=1):
-            results.append(result)
+            yield result
             if self.progress is not None and end:
                 self.progress(begin + (end - begin) * number / len(tasks))
-        return results
+
+    def _all(self, tasks: Sequence[Callable[[], None]], begin: float = 0.0, end: float = 0.0) -> None:
+        for _ in self._do(tasks, begin, end):
+            pass
 
 
 def _cut(frames: int, length: int) -> list[tuple[int, int]]:
@@ -430,10 +434,3 @@ def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:
     several = max(1, _TASK // length)
     for number in range(0, len(windows), several):
         yield windows[number : number + several]
-
-
-def _edges(first: int, last: int, shared: int) -> list[tuple[int, int]]:
-    """The blocks of one hop that frames share with those before and after them; frame t makes t to t + shared."""
-    if last - first < shared:
-        return [(first, last + shared)]
-    return [(first, first + shared), (last, last + shared)]

@@ -207,7 +207,7 @@ class Separator(nn.Module):
         """
         return stream(self, blocks, sample_rate, options or Options())
 
-    def overlap_added(
+    def pieces(
         self,
         waveform: Tensor,
         first: int,
@@ -218,7 +218,7 @@ class Separator(nn.Module):
         wiener_win_len: int,
         residual: bool,
         wanted: tuple[str, ...],
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
         """Frames `first` to `last` of the estimates for one block, windowed and overlap-added, not yet normalised.
 
         Args:
@@ -231,14 +231,14 @@ class Separator(nn.Module):
             residual: let the filter have one more source, what no network claims, named ``"residual"``.
             wanted: sources to return, in this order.
 
-        Returns:
-            `(wanted, channels, (last - first - 1) * hop + n_fft)`, on the CPU; its first sample is sample
-            ``first * hop - n_fft / 2`` of the block.
+        Yields:
+            `(wanted, channels, samples)`, on the CPU, one after the other, ``(last - first - 1) * hop + n_fft`` samples
+            in all; the first is sample ``first * hop - n_fft / 2`` of the block.
         """
         if self.device.type == "cpu":
             if self._engine is None:
                 self._engine = Engine(self.nets, self.config)  # type: ignore[arg-type]
-            return self._engine.overlap_added(
+            yield from self._engine.pieces(
                 waveform,
                 first,
                 last,
@@ -248,7 +248,8 @@ class Separator(nn.Module):
                 residual=residual,
                 wanted=wanted,
             )
-        return self._plain_overlap_added(waveform, first, last, stems, niter, wiener_win_len, residual, wanted)
+        else:
+            yield self._plain_overlap_added(waveform, first, last, stems, niter, wiener_win_len, residual, wanted)
 
     @torch.no_grad()
     def _plain_overlap_added(

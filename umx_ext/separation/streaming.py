@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["stream"]
 
-PIECE_SAMPLES = 1 << 18  # what is handed on at a time: everything after it works on little
 MIN_CONTEXT_FRAMES = 4  # the outermost frames of a block see a mirrored signal and must not be kept
 
 
@@ -114,9 +113,9 @@ class _Lane:
 
     def push(self, block: Tensor) -> Iterator[Stems]:
         block = block.detach().to(device="cpu", dtype=torch.float32)
-        finite = torch.isfinite(block)
-        if not finite.all():
-            at = self.received + int((~finite).any(dim=0).nonzero()[0, 0])
+        low, high = torch.aminmax(block) if block.numel() else (block.sum(), block.sum())  # nan goes through both
+        if not torch.isfinite(high - low):
+            at = self.received + int((~torch.isfinite(block)).any(dim=0).nonzero()[0, 0])
             raise AudioError(
                 f"expected finite samples, got nan or inf at {at / self.sample_rate:.3f} s (sample {at}); "
                 "repair the audio"
@@ -203,12 +202,12 @@ class _Blocks:
             yield from self._process(frames, end=True)
 
     def _process(self, stop: int, *, end: bool) -> Iterator[Tensor]:
-        """Separate the core from `_next` to `stop` (frames) and yield the samples that are complete now."""
+        """Separate the core from `_next` to `stop` (frames) and yield the samples that are complete then."""
         options, hop, half = self._plan.options, self._config.hop, self._config.n_fft // 2
         first, total = self._next, self.tape.stop
         until = total if end else min(total, (stop + self._context) * hop)
         offset = self._start // hop
-        sums = self._separator.overlap_added(
+        pieces = self._separator.pieces(
             self.tape.read(self._start, until),
             first - offset,
             stop - offset,
@@ -218,19 +217,24 @@ class _Blocks:
             residual=self._plan.residual,
             wanted=self._plan.sources,
         )
-        if self._tail is not None:
-            sums[..., : self._tail.shape[-1]] += self._tail
-        # `sums` begins half a window before the core's first frame; what lies before sample 0 is padding.
-        begin = first * hop - half
-        done = max(0, begin)
-        complete = total if end else stop * hop - half
-        self._tail = None if end else sums[..., complete - begin :].clone()
         self._next = stop
         self._start = max(0, (stop - self._context) * hop)
         self.tape.release(self, self._start)
-        for a in range(done, complete, PIECE_SAMPLES):
-            b = min(a + PIECE_SAMPLES, complete)
-            yield sums[..., a - begin : b - begin] / self._weight(a, b, stop if end else None, sums)
+        before, after = self._tail, []  # what the core before reaches into this one, and this one into the next
+        begin = first * hop - half  # half a window before the first frame; what lies before sample 0 is padding
+        complete = total if end else stop * hop - half
+        for piece in pieces:
+            if before is not None:
+                shared = min(piece.shape[-1], before.shape[-1])
+                piece[..., :shared] += before[..., :shared]
+                before = before[..., shared:] if before.shape[-1] > shared else None
+            a, b = max(begin, 0), min(begin + piece.shape[-1], complete)
+            if a < b:
+                yield piece[..., a - begin : b - begin] / self._weight(a, b, stop if end else None, piece)
+            begin += piece.shape[-1]
+            if begin > complete:  # an empty view would keep the whole piece alive
+                after.append(piece[..., max(complete - begin, -piece.shape[-1]) :])
+        self._tail = None if end else torch.cat(after, dim=-1)
 
     def _weight(self, begin: int, end: int, frames: int | None, like: Tensor) -> Tensor:
         """Sum of the squared windows over samples `begin` to `end`, if there are so many frames (None: no end)."""
@@ -260,7 +264,7 @@ class _Tape:
 
     def read(self, begin: int, end: int) -> Tensor:
         """Samples from one position to another; parts that lie in between are joined, for good."""
-        joined = []
+        joined: list[Tensor] = []
         while self._parts and self._start + sum(part.shape[-1] for part in joined) < end:
             joined.append(self._parts.popleft())
         self._parts.appendleft(torch.cat(joined, dim=-1) if len(joined) > 1 else joined[0])
@@ -272,6 +276,7 @@ class _Tape:
         position = min(self._released.values())
         while self._parts and self._start + self._parts[0].shape[-1] <= position:
             self._start += self._parts.popleft().shape[-1]
-        if self._parts and position - self._start > self._parts[0].shape[-1] // 2:
+        # Only the last bit of a part is worth a copy of its own.
+        if self._parts and position - self._start > self._parts[0].shape[-1] * 7 // 8:
             self._parts[0] = self._parts[0][..., position - self._start :].clone()
             self._start = position

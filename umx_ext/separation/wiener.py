@@ -11,8 +11,8 @@ Three things make it fast and accurate without changing the result:
 
 - The first estimates, the residual's too, are real masks times the mixture. So the products of the mixture's channels
   are formed once, and every source only scales them.
-- Real and imaginary parts in planes of their own, `(frames, bins)`, and few enough frames at a time that the planes stay
-  in the cache; 2x2 matrices are inverted by formula.
+- Real and imaginary parts in planes of their own, `(frames, bins)`, and few enough frames at a time that the planes
+  stay in the cache; 2x2 matrices are inverted by formula.
 - What is summed over the window is summed in double precision, and ``C`` is inverted in a basis of each bin's own: the
   direction in which the window is strongest there, and the one across. In the channels' basis a nearly mono bin
   subtracts almost equal numbers and float32 keeps no digit of what is left; in this one the weak direction is a number
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from umx_ext.errors import UsageError
 
-__all__ = ["EPS", "WINDOW", "filter_window", "wiener"]
+__all__ = ["EPS", "WINDOW", "filter_window", "parts", "wiener"]
 
 EPS = 1e-10
 WINDOW = 300  # frames; 7 s at 44.1 kHz and hop 1024
@@ -45,8 +45,9 @@ _PEAK = 10.0
 # regularisation; over few, they would be what the weak direction consists of.
 _FEW = 128
 
-# Bins of all frames that are filtered at a time, on a CPU: fewer spend the time in calls, more in memory.
-_PLANE = 1 << 15
+# Bins of all frames that a thread filters at a time, on a CPU: with fewer, threads wait for the interpreter; more cost
+# memory and leave the cache.
+_PLANE = 1 << 17
 
 
 def wiener(
@@ -98,7 +99,7 @@ def wiener(
                 inverse = (_energy(here[rows]) + torch.finfo(here.dtype).eps ** 3.5).rsqrt()
                 return [claim * inverse for claim in claims[:, rows]]  # large where the mixture is 0, and then times 0
 
-            for chunk, planes in filter_window(masks, here, niter=niter, residual=residual, eps=eps):
+            for chunk, planes in filter_window(masks, parts(here), niter=niter, residual=residual, eps=eps):
                 if recording:  # in one chunk
                     windows.append(torch.stack([torch.stack(channels, dim=1) for channels in planes]))
                 else:
@@ -133,6 +134,14 @@ Plane = Tensor  # real `(frames, bins)`
 Parts = tuple[Plane, Plane]  # a complex plane: its real and its imaginary part
 
 
+def parts(spectrum: Tensor) -> Tensor:
+    """Complex `(frames, channels, bins)` -> real `(channels, 2, frames, bins)`: planes of real and imaginary parts.
+
+    One permuted copy is several times faster than a copy of each part.
+    """
+    return torch.view_as_real(spectrum).permute(1, 3, 0, 2).contiguous()
+
+
 def filter_window(
     masks: Callable[[slice], Sequence[Tensor]],
     mixture: Tensor,
@@ -147,7 +156,7 @@ def filter_window(
     Args:
         masks: asked for some of the frames, gives for each source real `(those frames, channels, bins)`: what to
             multiply the mixture with for a first estimate.
-        mixture: complex `(frames, channels, bins)`.
+        mixture: real and imaginary parts `(channels, 2, frames, bins)`, as `parts` gives them.
         niter: iterations.
         residual: append the residual source, whose mask is 1 minus the others.
         eps: regularisation.
@@ -156,7 +165,7 @@ def filter_window(
     Yields:
         The frames, and for each wanted source, for each channel, complex `(those frames, bins)`.
     """
-    frames, channels, bins = mixture.shape
+    channels, _, frames, bins = mixture.shape
     inquiry = masks(slice(0, 1))
     recording = torch.is_grad_enabled() and (mixture.requires_grad or any(mask.requires_grad for mask in inquiry))
     rows = max(1, frames)
@@ -166,22 +175,25 @@ def filter_window(
     sources = len(inquiry) + residual
     wanted = range(sources) if wanted is None else wanted
 
+    def at(chunk: slice) -> list[Parts]:
+        return [(channel[0, chunk], channel[1, chunk]) for channel in mixture]
+
     if niter == 0:
         for chunk in chunks:
-            planes = mixture[chunk].unbind(1)
             first = _all_masks([mask.unbind(1) for mask in masks(chunk)], residual)
             yield (
                 chunk,
-                [[plane * mask for plane, mask in zip(planes, first[source], strict=True)] for source in wanted],
+                [
+                    [
+                        torch.complex(real * mask, imag * mask)
+                        for (real, imag), mask in zip(at(chunk), first[source], strict=True)
+                    ]
+                    for source in wanted
+                ],
             )
         return
 
-    # (channels, 2, frames, bins); the permuted copy is several times faster than one of each strided part.
-    parts = torch.view_as_real(mixture).permute(1, 3, 0, 2).contiguous()
-
-    def at(chunk: slice) -> list[Parts]:
-        return [(channel[0, chunk], channel[1, chunk]) for channel in parts]
-
+    complex_dtype = mixture.dtype.to_complex()
     moments = _Moments(sources, mixture.dtype)
     widen = _precise if frames < _FEW else _as_it_is
     for chunk in chunks:
@@ -189,13 +201,15 @@ def filter_window(
         moments.add_masked([(widen(real), widen(imag)) for real, imag in at(chunk)], first)
     peak = _precise(moments.peak_power).sqrt()
     for iteration in range(1, niter + 1):
-        gains = (_MonoGains if channels == 1 else _StereoGains)(moments, mixture.dtype, peak, eps)
+        gains = (_MonoGains if channels == 1 else _StereoGains)(moments, complex_dtype, peak, eps)
         following = _Moments(sources, mixture.dtype)
         for chunk, powers in zip(chunks, moments.powers, strict=True):
             if iteration == niter:
                 yield chunk, gains.apply(at(chunk), powers, wanted)
             else:
-                following.add([_parts(planes) for planes in gains.apply(at(chunk), powers, range(sources))])
+                estimates = gains.apply(at(chunk), powers, range(sources))
+                spectra = (parts(torch.stack(planes, dim=1)) for planes in estimates)
+                following.add([[(real, imag) for real, imag in channels] for channels in spectra])
         moments = following
 
 
@@ -207,10 +221,6 @@ def _all_masks(masks: Sequence[Sequence[Tensor]], residual: bool) -> list[Sequen
     for source in masks[1:]:
         rest = [left - mask for left, mask in zip(rest, source, strict=True)]
     return [*masks, rest]
-
-
-def _parts(planes: Sequence[Tensor]) -> list[Parts]:
-    return [torch.view_as_real(plane).permute(2, 0, 1).contiguous().unbind(0) for plane in planes]
 
 
 def _energy(spectrum: Tensor) -> Tensor:
@@ -239,7 +249,7 @@ class _Moments:
     """
 
     def __init__(self, sources: int, dtype: torch.dtype) -> None:
-        self.dtype = dtype.to_real()
+        self.dtype = dtype
         self.powers: list[list[Plane]] = []
         self.sums: list[list[Tensor]] = [[] for _ in range(sources)]
         self.peak_power = torch.zeros(())

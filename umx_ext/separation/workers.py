@@ -18,6 +18,8 @@ __all__ = ["Cancelled", "Workers"]
 
 Result = TypeVar("Result")
 
+_AHEAD = 2  # tasks a worker, counted from the first whose result has not been taken: more results may wait in memory
+
 # Only one set of workers starts at a time: they briefly change a number that belongs to the whole process.
 _starting = threading.Lock()
 
@@ -41,7 +43,7 @@ class Workers:
         self._tasks: Sequence[Callable[[], object]] = ()
         self._results: dict[int, object] = {}
         self._error: BaseException | None = None
-        self._next = self._busy = 0
+        self._next = self._busy = self._limit = 0
         self._closed = self._stopped = False
         self._ready = threading.Semaphore(0)
         self._threads = [
@@ -71,16 +73,20 @@ class Workers:
     def run(self, tasks: Sequence[Callable[[], Result]]) -> Iterator[Result]:
         """Do all tasks and yield their results in the tasks' order.
 
+        While the caller works on a result the next ones are made, but only a few: it need not be the fastest.
+
         The first error of a task is raised here. After it, or when the caller stops listening (an error of its own, an
         interrupt), no further task starts, running ones stop at their next `check`, and this waits for them.
         """
         with self._condition:
             self._tasks, self._results, self._error = tasks, {}, None
             self._next, self._stopped = 0, False
-            self._condition.notify_all()
+        ahead = _AHEAD * len(self._threads)
         try:
             for index in range(len(tasks)):
                 with self._condition:
+                    self._limit = min(index + ahead, len(tasks))
+                    self._condition.notify_all()
                     while index not in self._results and self._error is None:
                         self._condition.wait()
                     if self._error is not None:
@@ -92,7 +98,7 @@ class Workers:
                 self._stopped = True
                 while self._busy:
                     self._condition.wait()
-                self._tasks, self._results, self._error = (), {}, None
+                self._tasks, self._results, self._error, self._limit = (), {}, None, 0
 
     def check(self) -> None:
         """To be called by long tasks now and then: raises `Cancelled` when the result is not wanted any more."""
@@ -117,7 +123,7 @@ class Workers:
             self._ready.release()
         while True:
             with self._condition:
-                while not self._closed and (self._stopped or self._next >= len(self._tasks)):
+                while not self._closed and (self._stopped or self._next >= self._limit):
                     self._condition.wait()
                 if self._closed:
                     return

@@ -100,15 +100,15 @@ def fit(
     Args:
         pack: decoded stems.
         config: what to train; must have the one stem ``vocals``.
-        options: how to train. A run can only be continued with the options it was started with, except for `steps`: a run
-            may be made shorter or longer on the way, and keeps account of it.
+        options: how to train. A run can only be continued with the options it was started with, except for `steps`: a
+            run may be made shorter or longer on the way, and keeps account of it.
         folder: gets ``last.pt`` (resumable), ``best.pt`` (averaged weights with the best validation SDR) and
             ``log.csv``.
         progress: called after every step.
 
     Returns:
-        The path of ``best.pt``: a dict with ``config``, ``options``, ``data``, ``step``, ``schedule`` (at which step the
-        run's length was set to what), ``state`` and ``sdr_db``.
+        The path of ``best.pt``: a dict with ``config``, ``options``, ``data``, ``step``, ``schedule`` (at which step
+        the run's length was set to what), ``state`` and ``sdr_db``.
 
     Raises:
         UsageError: the folder holds a run with another configuration.
@@ -128,7 +128,8 @@ def _fit(
     net = MaskNet(config)
     averaged = copy.deepcopy(net)
     optimiser = torch.optim.Adam(net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    done, best, log, schedule = 0, -math.inf, [], []
+    done, best, log = 0, -math.inf, []
+    schedule: list[list[int]] = []
     last = folder / "last.pt"
     identity = {"config": config.to_dict(), "options": dataclasses.asdict(options), "data": pack.data_sha256}
     if last.exists():
