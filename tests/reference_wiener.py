@@ -1,4 +1,4 @@
-"""The multichannel Wiener filter of SPEC 3.4, one bin and one frame at a time: slow, and plain to see."""
+"""The multichannel Wiener filter by its equations, one bin and one frame at a time: slow, and plain to see."""
 
 from __future__ import annotations
 

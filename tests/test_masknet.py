@@ -156,6 +156,8 @@ def test_one_excerpt_can_be_learnt():
         ({"mask": "softmax"}, "known: relu, sigmoid"),
         ({"hop": 1000}, "times the hop"),
         ({"hidden": 15}, "even"),
+        ({"hop": 0}, "hop above 0, got 0"),
+        ({"layers": -1}, "layers above 0"),
         ({"stems": ()}, "at least one stem"),
     ],
 )

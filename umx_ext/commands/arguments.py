@@ -210,7 +210,7 @@ class Arguments:
             "--segment",
             group=_MODEL,
             metavar="S",
-            help="Work in blocks of this many seconds; shorter needs less memory [default: 55].",
+            help="Work in blocks of this many seconds; shorter needs less memory [default: 110].",
         ),
     ] = None
     overlap: Annotated[
@@ -219,7 +219,7 @@ class Arguments:
             "--overlap",
             group=_MODEL,
             metavar="S",
-            help="Seconds heard on both sides of a block and discarded [default: 3].",
+            help="Seconds heard on both sides of a block and discarded [default: 8].",
         ),
     ] = None
     no_split: Annotated[

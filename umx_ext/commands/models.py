@@ -140,5 +140,8 @@ def verify(
             if not check.ok:
                 bad.append(f"{model} ({check.path}: {check.note})")
     if bad:
-        raise ModelError(f"not as it should be: {', '.join(bad)}; fetch it again with umx-ext models pull")
+        raise ModelError(
+            f"not as it should be: {', '.join(bad)}; fetch it again with umx-ext models pull, or, if it came with "
+            "umx-ext, pip install --force-reinstall umx-ext"
+        )
     return 0

@@ -59,6 +59,9 @@ class Config:
             raise ModelError(f"expected 1 or 2 channels, got {self.channels}")
         if self.mask not in MASKS:
             raise ModelError(f"no mask named {self.mask!r}; known: {', '.join(MASKS)}")
+        for name in ("sample_rate", "n_fft", "hop", "bandwidth_hz", "n_mels", "hidden", "layers"):
+            if getattr(self, name) <= 0:
+                raise ModelError(f"expected {name} above 0, got {getattr(self, name)}")
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise ModelError(f"n_fft ({self.n_fft}) must be even and 2 or more times the hop ({self.hop})")
         if self.niter < 0:

@@ -268,7 +268,7 @@ class _Job:
         chains = [len(head.chains) for head in self.heads]
         space = torch.empty(sum(chains), self.frames, self.config.hidden)
         encoded = [list(of_stem) for of_stem in space.split(chains)]
-        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, 2 * _CHUNK)]
+        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _CHUNK)]
         self._all(tasks, 0.0, _ENCODE)
         return encoded
 
@@ -356,11 +356,10 @@ class _Job:
         mixture = torch.empty(config.channels, 2, last - first, config.bins)
         for rows, values in self._transformed(first, last):
             mixture[:, :, rows] = torch.view_as_real(values).permute(1, 3, 0, 2)
-        masks = [self._mask(head, values[first:last]) for head, values in zip(self.heads, hidden, strict=True)]
         blocks = torch.zeros(len(plan.wanted), config.channels, last - first + self.shared, config.hop)
         for a, b in windows:
             filtered = filter_window(
-                partial(_rows, [mask[a - first : b - first] for mask in masks]),
+                partial(self._masks, [values[a:b] for values in hidden]),
                 mixture[:, :, a - first : b - first],
                 niter=plan.niter,
                 residual=plan.residual,
@@ -398,9 +397,12 @@ class _Job:
         index = (length - 1) - (torch.arange(begin, end).abs() - (length - 1)).abs()
         return self.waveform[:, index]
 
-    def _mask(self, head: _Head, values: Tensor) -> Tensor:
-        """A stem's mask `(frames, channels, bins)`."""
+    def _masks(self, hidden: list[Tensor], rows: slice) -> list[Tensor]:
+        """Each stem's mask `(rows, channels, bins)`, when the filter comes to them."""
         self.workers.check()
+        return [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
+
+    def _mask(self, head: _Head, values: Tensor) -> Tensor:
         mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3)
         mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
         return mask.view(-1, self.config.channels, self.config.bins)
@@ -421,10 +423,6 @@ class _Job:
 
 def _cut(frames: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, frames)) for first in range(0, frames, length)]
-
-
-def _rows(values: list[Tensor], rows: slice) -> list[Tensor]:
-    return [value[rows] for value in values]
 
 
 def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:

@@ -47,8 +47,8 @@ class Options:
     niter: int | None = None
     wiener_win_len: int = 300
     accompaniment: str = "mixture"
-    segment_s: float = 55.0
-    overlap_s: float = 3.0
+    segment_s: float = 110.0
+    overlap_s: float = 8.0
     split: bool = True
 
     def __post_init__(self) -> None:

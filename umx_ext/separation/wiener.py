@@ -47,7 +47,7 @@ _FEW = 128
 
 # Bins of all frames that a thread filters at a time, on a CPU: with fewer, threads wait for the interpreter; more cost
 # memory and leave the cache.
-_PLANE = 1 << 17
+_PLANE = 1 << 16
 
 
 def wiener(

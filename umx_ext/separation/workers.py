@@ -18,7 +18,7 @@ __all__ = ["Cancelled", "Workers"]
 
 Result = TypeVar("Result")
 
-_AHEAD = 2  # tasks a worker, counted from the first whose result has not been taken: more results may wait in memory
+_AHEAD = 1  # tasks a worker may have started or finished before the caller takes their results, which wait in memory
 
 # Only one set of workers starts at a time: they briefly change a number that belongs to the whole process.
 _starting = threading.Lock()
@@ -81,17 +81,16 @@ class Workers:
         with self._condition:
             self._tasks, self._results, self._error = tasks, {}, None
             self._next, self._stopped = 0, False
-        ahead = _AHEAD * len(self._threads)
+            self._allow(0)
         try:
             for index in range(len(tasks)):
                 with self._condition:
-                    self._limit = min(index + ahead, len(tasks))
-                    self._condition.notify_all()
                     while index not in self._results and self._error is None:
                         self._condition.wait()
                     if self._error is not None:
                         raise self._error
                     result = self._results.pop(index)
+                    self._allow(index + 1)
                 yield result  # type: ignore[misc]
         finally:
             with self._condition:
@@ -99,6 +98,11 @@ class Workers:
                 while self._busy:
                     self._condition.wait()
                 self._tasks, self._results, self._error, self._limit = (), {}, None, 0
+
+    def _allow(self, taken: int) -> None:
+        """Let workers start the tasks that may be made ahead of the first `taken` results."""
+        self._limit = min(taken + _AHEAD * len(self._threads), len(self._tasks))
+        self._condition.notify_all()
 
     def check(self) -> None:
         """To be called by long tasks now and then: raises `Cancelled` when the result is not wanted any more."""
