@@ -77,8 +77,8 @@ def main() -> None:
             "median change, dB",
         ],
         "rows": rows,
-        "note": f"Cores of {CORE_S} s, an eighth of the default's. Real song: {song.shape[-1] / song_rate:.0f} s. Joined "
-        f"songs: the {len(paths)} validation songs of the 7-second sample in one recording "
+        "note": f"Cores of {CORE_S} s, an eighth of the default's. Real song: {song.shape[-1] / song_rate:.0f} s. "
+        f"Joined songs: the {len(paths)} validation songs of the 7-second sample in one recording "
         f"({joined.shape[-1] / 44100:.0f} s), where every cut falls beside other music. {machine()}.",
     }
     print(render(table))
