@@ -76,6 +76,13 @@ class Sketch:
         """How much has been taken in."""
         return next(iter(self._signals.values())).samples / sample_rate
 
+    def png(self, *, sample_rate: int, title: str = "") -> bytes:
+        """Draw the picture; nothing can be added after that. Arguments and errors as `save`'s."""
+        require_matplotlib()
+        for signal in self._signals.values():
+            signal.finish()
+        return _draw(self._signals, sample_rate, title)
+
     def save(self, path: str | os.PathLike[str], *, sample_rate: int, title: str = "") -> None:
         """Draw the picture and write it as PNG; nothing can be added after that.
 
@@ -88,10 +95,7 @@ class Sketch:
             MissingExtraError: matplotlib is missing or broken.
             OutputError: the file cannot be written.
         """
-        require_matplotlib()
-        for signal in self._signals.values():
-            signal.finish()
-        png = _draw(self._signals, sample_rate, title)
+        png = self.png(sample_rate=sample_rate, title=title)
         target = Path(path)
         part = target.with_name(f".{target.name[:80]}.{os.getpid()}.part")
         try:
