@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from score_musdb import songs
 from tables import machine, publish, render
 
 import umx_ext
 from umx_ext import audio
+from umx_ext.corpora import find_songs
 from umx_ext.evaluation.sdr import frame_sdr
 
 CONTEXTS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     arguments = parser.parse_args()
     model = umx_ext.load(arguments.model)
-    paths = songs(arguments.data, "valid")
-    joined = torch.cat([audio.read(path, stream=0)[0] for path in paths], dim=1)
-    vocals = torch.cat([audio.read(path, stream=4)[0] for path in paths], dim=1)
+    songs = [song.read() for song in find_songs(arguments.data / "musdb18-7", "valid")]
+    joined = torch.cat([song.mixture for song in songs], dim=1)
+    vocals = torch.cat([song["vocals"] for song in songs], dim=1)
     song, song_rate = audio.read(arguments.data / "songs" / "lets_go_fishin.ogg")
 
     def separated(mixture: torch.Tensor, rate: int, context_s: float | None) -> torch.Tensor:
@@ -78,7 +78,7 @@ def main() -> None:
         ],
         "rows": rows,
         "note": f"Cores of {CORE_S} s, an eighth of the default's. Real song: {song.shape[-1] / song_rate:.0f} s. "
-        f"Joined songs: the {len(paths)} validation songs of the 7-second sample in one recording "
+        f"Joined songs: the {len(songs)} validation songs of the 7-second sample in one recording "
         f"({joined.shape[-1] / 44100:.0f} s), where every cut falls beside other music. {machine()}.",
     }
     print(render(table))

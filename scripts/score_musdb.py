@@ -14,24 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from tables import machine, publish, render
 from torch import Tensor
 
 import umx_ext
-from umx_ext import audio
+from umx_ext.corpora import find_songs, targets
+from umx_ext.evaluation.oracles import BASELINES
 from umx_ext.evaluation.sdr import median_sdr
-from umx_ext.separation.wiener import wiener
-from umx_ext.spectral import istft, stft
-from umx_ext.training.tracks import MUSDB_VALID, STEM_STREAMS
 
 Estimate = tuple[Tensor, Tensor]
-
-
-def songs(root: Path, subset: str) -> list[Path]:
-    folder = root / "musdb18-7" / ("test" if subset == "test" else "train")
-    paths = sorted(folder.glob("*.stem.mp4"))
-    return [path for path in paths if subset != "valid" or path.name.removesuffix(".stem.mp4") in MUSDB_VALID]
 
 
 def centre_cancel(mixture: Tensor, *_: Tensor) -> Estimate:
@@ -40,13 +31,12 @@ def centre_cancel(mixture: Tensor, *_: Tensor) -> Estimate:
     return centre, mixture - centre
 
 
-def oracle_wiener(mixture: Tensor, vocals: Tensor, rest: Tensor) -> Estimate:
-    """One iteration of the Wiener filter on the true magnitudes: the ceiling of this family of models."""
-    spectrum = stft(mixture, 4096, 1024).permute(2, 0, 1)
-    magnitudes = torch.stack([stft(stem, 4096, 1024).abs().permute(2, 0, 1) for stem in (vocals, rest)])
-    estimates = wiener(magnitudes, spectrum, niter=1).permute(0, 2, 3, 1)
-    first, second = istft(estimates, 4096, 1024, mixture.shape[-1])
-    return first, second
+def baseline(name: str) -> Callable[..., Estimate]:
+    def run(mixture: Tensor, vocals: Tensor, rest: Tensor) -> Estimate:
+        estimates = BASELINES[name](mixture, {"vocals": vocals, "accompaniment": rest}, 44100)
+        return estimates["vocals"], estimates["accompaniment"]
+
+    return run
 
 
 def vocals_left_db(rest: Tensor, vocals: Tensor) -> float:
@@ -72,23 +62,22 @@ def main() -> None:
 
     default = model.config.niter
     systems: dict[str, Callable[..., Estimate]] = {
-        "mixture / 2 (trivial)": lambda mixture, *_: (mixture / 2, mixture / 2),
+        "mixture / 2 (trivial)": baseline("mixture/2"),
         "centre cancel (trivial)": centre_cancel,
         **{
             f"umx_ext, {'plain mask' if niter == 0 else f'{niter} Wiener iteration' + 's' * (niter > 1)}"
             + (" (default)" if niter == default else ""): ours(niter)
             for niter in (0, 1, 2)
         },
-        "oracle: true magnitudes, 1 Wiener iteration": oracle_wiener,
+        "oracle: true magnitudes, 1 Wiener iteration": baseline("MWF"),
     }
     figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in systems}
     names = []
-    for path in songs(arguments.data, arguments.subset):
-        names.append(path.name.removesuffix(".stem.mp4"))
-        mixture = audio.read(path, stream=0)[0]
-        stems = {stem: audio.read(path, stream=index)[0] for stem, index in STEM_STREAMS.items()}
-        vocals = stems.pop("vocals")
-        rest = torch.stack(list(stems.values())).sum(dim=0)
+    for song in find_songs(arguments.data / "musdb18-7", arguments.subset):
+        names.append(song.name)
+        truth = song.read()
+        mixture = truth.mixture
+        vocals, rest = (targets(truth)[target] for target in ("vocals", "accompaniment"))
         for name, system in systems.items():
             vocals_hat, rest_hat = system(mixture, vocals, rest)
             figures[name].append(

@@ -19,13 +19,14 @@ PACKAGE = ROOT / "umx_ext"
 # From the lowest: a module imports only from its own layer's modules or lower ones.
 LAYERS = [
     ("errors",),
-    ("audio", "codecs", "levels", "resampling", "spectral"),
+    ("audio", "codecs", "levels", "plot", "resampling", "spectral"),
     ("stems",),
+    ("corpora",),
     ("separation", "mixing"),
     ("evaluation",),
     ("training",),
     ("listening",),
-    ("plot", "commands"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 ]

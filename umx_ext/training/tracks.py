@@ -17,33 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from umx_ext import audio
+from umx_ext.corpora import MUSDB_STREAMS, MUSDB_VALID
 from umx_ext.errors import AudioError
 
 __all__ = ["MUSDB_VALID", "Entry", "Pack", "Track", "data_hash", "find_tracks", "pack"]
 
-# Streams of a .stem.mp4 in their order (Native Instruments' stem format as MUSDB18 uses it); 0 is the mixture.
-STEM_STREAMS = {"drums": 1, "bass": 2, "other": 3, "vocals": 4}
-
-# musdb's own validation split of the training songs (the tracks named in musdb 0.4.3's mus.yaml). All 14 are in
-# MUSDB18 and its 7-second sample alike.
-MUSDB_VALID = frozenset(
-    {
-        "Actions - One Minute Smile",
-        "Clara Berry And Wooldog - Waltz For My Victims",
-        "Johnny Lokke - Promises & Lies",
-        "Patrick Talbot - A Reason To Leave",
-        "Triviul - Angelsaint",
-        "Alexander Ross - Goodbye Bolero",
-        "Fergessen - Nos Palpitants",
-        "Leaf - Summerghost",
-        "Skelpolu - Human Mistakes",
-        "Young Griffo - Pennies",
-        "ANiMAL - Rockshow",
-        "James May - On The Line",
-        "Meaxic - Take A Step",
-        "Traffic Experiment - Sirens",
-    }
-)
+STEM_STREAMS = {stem: stream for stem, stream in MUSDB_STREAMS.items() if stem != "mixture"}
 
 # MIR-1K clips are named <singer>_<song>_<part>. These singers of its training part are held out for validation.
 MIR1K_VALID = frozenset({"abjones", "stool"})
