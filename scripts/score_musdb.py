@@ -26,9 +26,12 @@ Estimate = tuple[Tensor, Tensor]
 
 
 def centre_cancel(mixture: Tensor, *_: Tensor) -> Estimate:
-    """The karaoke button: what both channels share counts as the voice."""
-    centre = mixture.mean(dim=0, keepdim=True).expand_as(mixture)
-    return centre, mixture - centre
+    """The karaoke button: the channels' mean counts as the voice, half their difference, on both channels, as the rest.
+
+    With opposite signs on the channels the rest would be what BSS Eval takes for silence.
+    """
+    left, right = mixture
+    return ((left + right) / 2).expand_as(mixture), ((left - right) / 2).expand_as(mixture)
 
 
 def baseline(name: str) -> Callable[..., Estimate]:

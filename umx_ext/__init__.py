@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         UmxError,
         UsageError,
     )
+    from umx_ext.evaluation.benchmark import benchmark
+    from umx_ext.evaluation.scores import evaluate
     from umx_ext.separation.api import load, models, separate
     from umx_ext.separation.config import Config
     from umx_ext.separation.separator import Options, Separator
@@ -33,6 +35,8 @@ _HOMES = {
     "separate": "umx_ext.separation.api",
     "load": "umx_ext.separation.api",
     "models": "umx_ext.separation.api",
+    "evaluate": "umx_ext.evaluation.scores",
+    "benchmark": "umx_ext.evaluation.benchmark",
     "Separator": "umx_ext.separation.separator",
     "Options": "umx_ext.separation.separator",
     "Config": "umx_ext.separation.config",
@@ -59,6 +63,8 @@ __all__ = [
     "UmxError",
     "UsageError",
     "__version__",
+    "benchmark",
+    "evaluate",
     "load",
     "models",
     "separate",

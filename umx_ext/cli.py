@@ -36,6 +36,7 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "separate": "take songs apart: vocals and accompaniment, or a karaoke track",
+    "evaluate": "score separations by MUSDB18's protocol, beside rows that calibrate the figures",
     "models": "list, show, fetch, locate and verify the models",
     "doctor": "what is installed, which device would be used and why, and what mends what is missing",
 }
@@ -43,8 +44,9 @@ COMMANDS = {
 _OVERVIEW = """\
 umx-ext separate song.mp3              writes separated/<model>/song/vocals.wav and accompaniment.wav
 umx-ext separate --karaoke song.mp3    writes song.karaoke.wav beside the song
+umx-ext evaluate --root musdb18        separates the test songs and scores the result
 
-umx-ext takes songs apart into their stems.
+umx-ext takes songs apart into their stems, and judges how well that went.
 
 Usage: umx-ext COMMAND [OPTIONS]
 
@@ -161,7 +163,8 @@ def _dispatch(tokens: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(_unknown_command(name))
     command = importlib.import_module(f"umx_ext.commands.{name}")
-    return _parse_and_run(command.app, rest)
+    prepare = getattr(command, "prepare", None)
+    return _parse_and_run(command.app, rest if prepare is None else prepare(rest))
 
 
 def _parse_and_run(app: Any, tokens: list[str]) -> int:

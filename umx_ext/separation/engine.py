@@ -268,7 +268,7 @@ class _Job:
         chains = [len(head.chains) for head in self.heads]
         space = torch.empty(sum(chains), self.frames, self.config.hidden)
         encoded = [list(of_stem) for of_stem in space.split(chains)]
-        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _CHUNK)]
+        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, 2 * _CHUNK)]
         self._all(tasks, 0.0, _ENCODE)
         return encoded
 
