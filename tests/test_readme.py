@@ -24,7 +24,7 @@ def tables_module():
 
 
 def test_there_are_tables():
-    assert {name for name, _ in TABLES} == {"scores", "speed", "memory", "context"}
+    assert {name for name, _ in TABLES} == {"scores", "bsseval", "speed", "memory", "context"}
 
 
 @pytest.mark.parametrize(("name", "body"), TABLES)
@@ -44,11 +44,13 @@ def test_every_file_the_readme_names_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_every_option_the_readme_shows_is_in_the_help(capsys):
+@pytest.mark.parametrize("command", ["separate", "evaluate"])
+def test_every_option_the_readme_shows_is_in_the_help(capsys, command):
     from umx_ext import cli
 
-    cli.main(["separate", "--help"])
+    cli.main([command, "--help"])
     text = capsys.readouterr().out
-    shown = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", "\n".join(re.findall(r"umx-ext separate .*", README))))
+    lines = "\n".join(re.findall(rf"umx-ext {command} .*", README))
+    shown = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", lines))
     assert len(shown) > 5
     assert [option for option in shown - {"--help"} if option not in text] == []
