@@ -321,12 +321,12 @@ def test_musevals_scores_that_are_there_are_taken(corpus: Path, tmp_path: Path) 
 
 
 def test_processes_and_shards_give_the_same_numbers(corpus: Path, model: str, tmp_path: Path) -> None:
-    alone = benchmark(corpus, model, evaldir=tmp_path / "alone", metrics=["SDR", "SIR", "uSDR"])
-    together = benchmark(corpus, model, evaldir=tmp_path / "together", metrics=["SDR", "SIR", "uSDR"], jobs=2)
+    alone = benchmark(corpus, model, evaldir=tmp_path / "alone", metrics=QUICK)
+    together = benchmark(corpus, model, evaldir=tmp_path / "together", metrics=QUICK, jobs=2)
     assert same(alone, together) and as_files(tmp_path / "alone") == as_files(tmp_path / "together")
     assert not multiprocessing.active_children()
     for which in (1, 2):
-        benchmark(corpus, model, evaldir=tmp_path / f"part{which}", shard=(which, 2), metrics=["SDR", "SIR", "uSDR"])
+        benchmark(corpus, model, evaldir=tmp_path / f"part{which}", shard=(which, 2), metrics=QUICK)
     songs = [{name.rpartition("/")[2] for name in as_files(tmp_path / part)} for part in ("part1", "part2")]
     assert songs == [{"Ann - One.json", "Cee - Three.json"}, {"Bob - Two.json"}]
     merged = merge([tmp_path / "part1", tmp_path / "part2"], tmp_path / "merged")

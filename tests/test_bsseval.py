@@ -266,3 +266,11 @@ def test_bad_arrays_are_refused_in_one_sentence(spoil, message):
 def test_bad_settings_are_refused(bad):
     with pytest.raises(UsageError):
         evaluate(*scene(), **({"sample_rate": RATE} | bad))
+
+
+@pytest.mark.filterwarnings("error")
+def test_views_that_are_read_only_or_run_backwards_are_taken_as_they_are():
+    references, estimates = scene()
+    expected = evaluate(references[:, ::-1].copy(), estimates[:, ::-1].copy(), RATE)
+    references.flags.writeable = estimates.flags.writeable = False
+    assert_equal(evaluate(references[:, ::-1], estimates[:, ::-1], RATE), expected, 0)

@@ -152,7 +152,7 @@ class _Track:
 def _signals(sources: Any, role: str) -> list[Tensor]:
     found = []
     for source in sources:
-        signal = source.detach().cpu() if isinstance(source, Tensor) else torch.as_tensor(np.asarray(source))
+        signal = source.detach().cpu() if isinstance(source, Tensor) else torch.from_numpy(_shareable(source))
         if signal.is_complex() or signal.dtype == torch.bool:
             raise AudioError(f"expected {role} of real numbers, got {signal.dtype}")
         if signal.dim() == 1:
@@ -165,6 +165,12 @@ def _signals(sources: Any, role: str) -> list[Tensor]:
     if len(shapes := {tuple(signal.shape) for signal in found}) > 1:
         raise AudioError(f"expected {role} of one length and one number of channels, got {sorted(shapes)}")
     return found
+
+
+def _shareable(source: Any) -> np.ndarray:
+    """An array that torch can look at without a copy: not read-only, not running backwards."""
+    array = np.asarray(source)
+    return array if array.flags.writeable and all(step > 0 for step in array.strides) else array.copy()
 
 
 # Museval itself.

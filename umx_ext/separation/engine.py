@@ -3,7 +3,8 @@
 A whole waveform goes through three passes, each cut into tasks for a few workers with one torch thread each:
 
 1. *Encode*, some hundred frames a task: STFT, magnitude, branches, first matrix. Only `(frames, hidden)` is kept.
-2. *Recur*: the BLSTM, one direction of one branch a task, and the matrix after it, which takes its place in memory.
+2. *Recur*: the BLSTM, one direction of one branch a task, in lanes (`recurrence`), and the matrix after it, which
+   takes its place in memory.
 3. *Decode*, some hundred frames a task: the STFT again (cheaper than keeping it), masks, Wiener filter, inverse STFT,
    overlap-add into the result.
 
@@ -26,6 +27,7 @@ from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
 from umx_ext.separation.masknet import Encoder, MaskNet
+from umx_ext.separation.recurrence import lstm_direction
 from umx_ext.separation.wiener import WINDOW, filter_window
 from umx_ext.separation.workers import Workers
 from umx_ext.spectral import frame_count, hann
@@ -38,7 +40,6 @@ Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
 _CHUNK = 64  # frames that are transformed at a time: they fit the cache
-_LSTM_CHUNK = 1024  # frames between two looks at whether the result is still wanted; bounds the LSTM's own memory
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
 
 _ENCODE, _RECUR, _DECODE = 0.15, 0.45, 0.40  # rough shares of the time, for progress
@@ -334,13 +335,7 @@ class _Job:
 
     def _direction(self, weights: list[Tensor], values: Tensor, target: Tensor, reverse: bool) -> None:
         """One direction of one layer: `(frames, hidden)` -> `(frames, hidden / 2)`."""
-        state = list(torch.zeros(2, 1, 1, target.shape[-1]))
-        cuts = [(self.frames - b, self.frames - a) if reverse else (a, b) for a, b in _cut(self.frames, _LSTM_CHUNK)]
-        for a, b in cuts:
-            self.workers.check()
-            steps = values[a:b].flip(0) if reverse else values[a:b]
-            output, *state = torch.lstm(steps[:, None], state, weights, True, 1, 0.0, False, False, False)
-            target[a:b] = output[:, 0].flip(0) if reverse else output[:, 0]
+        lstm_direction(weights, values, target, reverse=reverse, check=self.workers.check)
 
     def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
         """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
@@ -407,9 +402,7 @@ class _Job:
         mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
         return mask.view(-1, self.config.channels, self.config.bins)
 
-    def _do(
-        self, tasks: Sequence[Callable[[], Result]], begin: float = 0.0, end: float = 0.0
-    ) -> Iterator[Result]:
+    def _do(self, tasks: Sequence[Callable[[], Result]], begin: float = 0.0, end: float = 0.0) -> Iterator[Result]:
         """Run the tasks, yield their results in order and report progress."""
         for number, result in enumerate(self.workers.run(tasks), start=1):
             yield result

@@ -11,6 +11,7 @@ torch is imported only where it is used, so that the registry beside this module
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import io
@@ -371,13 +372,14 @@ def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where
 
     from umx_ext.separation.masknet import MaskNet
 
-    nets = {}
+    try:
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
+            first = MaskNet(config)
+    except (ModelError, ArithmeticError, RuntimeError, TypeError) as error:
+        raise ModelError(f"{where} has a config that cannot be built: {error}") from error
+    nets: dict[str, MaskNet] = {}
     for stem in config.stems:
-        try:
-            with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
-                net = MaskNet(config)
-        except (ModelError, ArithmeticError, RuntimeError, TypeError) as error:
-            raise ModelError(f"{where} has a config that cannot be built: {error}") from error
+        net = copy.deepcopy(first) if nets else first
         expected = {key: value for key, value in net.state_dict().items() if _is_weight(key)}
         state = {key: value for key, value in states[stem].items() if _is_weight(key)}
         problems = [

@@ -47,7 +47,7 @@ _FEW = 128
 
 # Bins of all frames that a thread filters at a time, on a CPU: with fewer, threads wait for the interpreter; more cost
 # memory and leave the cache.
-_PLANE = 1 << 16
+_PLANE = 1 << 17
 
 
 def wiener(
@@ -258,25 +258,27 @@ class _Moments:
         products = _products(mixture)
         peak = torch.stack([product.amax() for product in products[: len(mixture)]]).amax()
         self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
-        entries = []
-        for channels in masks:
-            factors = [mask.square() for mask in channels]
-            if len(channels) == 2:
-                factors += [channels[0] * channels[1]] * 2
-            entries.append([factor * product for factor, product in zip(factors, products, strict=True)])
-        self._add(entries)
+        self.powers.append(
+            [self._add(source, self._masked(products, channels)) for source, channels in enumerate(masks)]
+        )
 
     def add(self, estimates: Sequence[Sequence[Parts]]) -> None:
-        self._add([_products(channels) for channels in estimates])
+        self.powers.append([self._add(source, _products(channels)) for source, channels in enumerate(estimates)])
 
-    def _add(self, entries: list[list[Plane]]) -> None:
-        """entries: for each source every distinct entry of y y^H."""
-        powers = [products[0] if len(products) == 1 else (products[0] + products[1]).mul_(0.5) for products in entries]
-        self.powers.append([power.to(self.dtype) for power in powers])
-        for source, products in enumerate(entries):
-            sums = [_precise(product.sum(0)) for product in products]
-            before = self.sums[source]
-            self.sums[source] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
+    @staticmethod
+    def _masked(products: Sequence[Plane], masks: Sequence[Tensor]) -> list[Plane]:
+        factors = [mask.square() for mask in masks]
+        if len(masks) == 2:
+            factors += [masks[0] * masks[1]] * 2
+        return [factor * product for factor, product in zip(factors, products, strict=True)]
+
+    def _add(self, source: int, products: list[Plane]) -> Plane:
+        """Every distinct entry of a source's y y^H -> its power."""
+        sums = [_precise(product.sum(0)) for product in products]
+        before = self.sums[source]
+        self.sums[source] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
+        power = products[0] if len(products) == 1 else (products[0] + products[1]).mul_(0.5)
+        return power.to(self.dtype)
 
 
 def _precise(values: Tensor) -> Tensor:

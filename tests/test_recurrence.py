@@ -1,0 +1,98 @@
+"""Lanes of an LSTM against torch's own single run, for networks that forget and for one that never does."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from umx_ext.separation import recurrence
+from umx_ext.separation.recurrence import lstm_direction
+
+
+def network(forgetting: float, hidden: int = 24, inputs: int = 16) -> nn.LSTM:
+    """A large bias of the forget gate keeps the cells for ever."""
+    torch.manual_seed(5)
+    lstm = nn.LSTM(inputs, hidden)
+    with torch.no_grad():
+        lstm.weight_hh_l0.mul_(0.5)
+        lstm.bias_ih_l0[hidden : 2 * hidden] = forgetting
+    return lstm.requires_grad_(False)
+
+
+def in_lanes(lstm: nn.LSTM, values: Tensor, reverse: bool) -> Tensor:
+    # Rows of wider tensors, as the engine has them.
+    wide, result = torch.zeros(len(values), 60), torch.full((len(values), 70), torch.nan)
+    wide[:, 3 : 3 + values.shape[1]] = values
+    source, target = wide[:, 3 : 3 + values.shape[1]], result[:, 9 : 9 + lstm.hidden_size]
+    lstm_direction(lstm._flat_weights, source, target, reverse=reverse, check=lambda: None)
+    assert result.isnan().sum() == len(values) * (70 - lstm.hidden_size)  # nothing beside its place is written
+    return target
+
+
+def alone(lstm: nn.LSTM, values: Tensor, reverse: bool) -> Tensor:
+    output = lstm((values.flip(0) if reverse else values)[:, None])[0][:, 0]
+    return output.flip(0) if reverse else output
+
+
+def exactly(lstm: nn.LSTM, values: Tensor, reverse: bool) -> Tensor:
+    return alone(copy.deepcopy(lstm).double(), values.double(), reverse)
+
+
+def frames_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps of each call of torch's LSTM from here on."""
+    steps: list[int] = []
+    original = torch.lstm
+
+    def spy(values: Tensor, *rest: object) -> object:
+        steps.append(len(values))
+        return original(values, *rest)
+
+    monkeypatch.setattr(torch, "lstm", spy)
+    return steps
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("frames", [1, 7, 2399, 2400, 2401, 2402, 2403, 5399])
+@pytest.mark.parametrize("forgetting", [-1.0, 4.0, 12.0])
+def test_lanes_give_what_a_single_run_gives(forgetting: float, frames: int, reverse: bool) -> None:
+    lstm, values = network(forgetting), torch.randn(frames, 16, generator=torch.Generator().manual_seed(1))
+    found, plain, exact = in_lanes(lstm, values, reverse), alone(lstm, values, reverse), exactly(lstm, values, reverse)
+    # Whoever never forgets gathers roundings: in a single run, too.
+    assert (found - exact).abs().max() < 3 * (plain - exact).abs().max() + 2e-6
+
+
+def test_a_network_that_forgets_takes_a_third_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm, values = network(-1.0), torch.randn(10000, 16)
+    steps = frames_run(monkeypatch)
+    in_lanes(lstm, values, False)
+    assert sum(steps) == 10000 - 3 * ((10000 - 300) // 4)
+
+
+def test_a_network_that_never_forgets_is_run_again_and_would_be_wrong_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lstm, values = network(30.0), torch.randn(4000, 16, generator=torch.Generator().manual_seed(2))
+    exact = exactly(lstm, values, False)
+    steps = frames_run(monkeypatch)
+    error = (in_lanes(lstm, values, False) - exact).abs().max()
+    assert sum(steps) == 4000  # 1225 abreast, and each of the other lanes again
+    monkeypatch.setattr(recurrence, "_SAME", torch.inf)  # the liar: takes every lane at its word
+    assert (in_lanes(lstm, values, False) - exact).abs().max() > 100 * error
+
+
+def test_a_lane_that_was_wrong_at_first_is_run_again_only_until_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm, values = network(3.2), torch.randn(12000, 16, generator=torch.Generator().manual_seed(3))
+    steps = frames_run(monkeypatch)
+    in_lanes(lstm, values, False)
+    batched = 12000 - 3 * ((12000 - 300) // 4)
+    assert batched < sum(steps) < batched + 3 * 1100
+
+
+def test_a_run_can_be_ended() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    values = torch.zeros(10, 16)
+    with pytest.raises(KeyboardInterrupt):
+        lstm_direction(network(0.0)._flat_weights, values, torch.zeros(10, 24), reverse=False, check=stop)
