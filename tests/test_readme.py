@@ -24,7 +24,7 @@ def tables_module():
 
 
 def test_there_are_tables():
-    assert {name for name, _ in TABLES} == {"scores", "bsseval", "speed", "memory", "context"}
+    assert {name for name, _ in TABLES} == {"scores", "bsseval", "bsseval_agreement", "speed", "memory", "context"}
 
 
 @pytest.mark.parametrize(("name", "body"), TABLES)
