@@ -27,7 +27,7 @@ app = App(
 )
 app["--help"].show = False
 
-CORE = ("torch", "numpy", "soundfile", "soxr", "av", "safetensors", "cyclopts", "rich")
+CORE = ("torch", "numpy", "soundfile", "soxr", "av", "safetensors", "scipy", "cyclopts", "rich")
 # What each is for, and what mends it. torchaudio and openunmix only work with a torch of their own version, so they
 # are installed as the set that pip resolves.
 RESEARCH = "pip install 'umx-ext[research]'"
@@ -39,7 +39,7 @@ EXTRAS = {
     "musdb": ("research", RESEARCH),
     "museval": ("research", RESEARCH),
     "norbert": ("research", RESEARCH),
-    "scipy": ("research", RESEARCH),
+    "tensorboard": ("research", RESEARCH),
 }
 
 

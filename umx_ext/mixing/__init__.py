@@ -1,0 +1,1 @@
+"""Put stems together into a song."""
