@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ _FEW = 128
 # Bins of all frames that a thread filters at a time, on a CPU: with fewer, threads wait for the interpreter; more cost
 # memory and leave the cache.
 _PLANE = 1 << 17
+_ASKED = 2  # such chunks for which the masks are asked at once
 
 
 def wiener(
@@ -166,21 +168,24 @@ def filter_window(
         The frames, and for each wanted source, for each channel, complex `(those frames, bins)`.
     """
     channels, _, frames, bins = mixture.shape
-    inquiry = masks(slice(0, 1))
-    recording = torch.is_grad_enabled() and (mixture.requires_grad or any(mask.requires_grad for mask in inquiry))
+    recording = torch.is_grad_enabled() and (
+        mixture.requires_grad or any(mask.requires_grad for mask in masks(slice(0, 1)))
+    )
     rows = max(1, frames)
     if mixture.device.type == "cpu" and not recording:
         rows = max(1, _PLANE * torch.get_num_threads() // bins)
     chunks = [slice(start, min(start + rows, frames)) for start in range(0, frames, rows)]
-    sources = len(inquiry) + residual
+    asked = _asked(masks, chunks)
+    first_masks = next(asked)
+    sources = len(first_masks) + residual
     wanted = range(sources) if wanted is None else wanted
 
     def at(chunk: slice) -> list[Parts]:
         return [(channel[0, chunk], channel[1, chunk]) for channel in mixture]
 
     if niter == 0:
-        for chunk in chunks:
-            first = _all_masks([mask.unbind(1) for mask in masks(chunk)], residual)
+        for chunk, claims in zip(chunks, chain([first_masks], asked), strict=True):
+            first = _all_masks([mask.unbind(1) for mask in claims], residual)
             yield (
                 chunk,
                 [
@@ -196,8 +201,8 @@ def filter_window(
     complex_dtype = mixture.dtype.to_complex()
     moments = _Moments(sources, mixture.dtype)
     widen = _precise if frames < _FEW else _as_it_is
-    for chunk in chunks:
-        first = _all_masks([widen(mask).unbind(1) for mask in masks(chunk)], residual)
+    for chunk, claims in zip(chunks, chain([first_masks], asked), strict=True):
+        first = _all_masks([widen(mask).unbind(1) for mask in claims], residual)
         moments.add_masked([(widen(real), widen(imag)) for real, imag in at(chunk)], first)
     peak = _precise(moments.peak_power).sqrt()
     for iteration in range(1, niter + 1):
@@ -211,6 +216,14 @@ def filter_window(
                 spectra = (parts(torch.stack(planes, dim=1)) for planes in estimates)
                 following.add([[(real, imag) for real, imag in channels] for channels in spectra])
         moments = following
+
+
+def _asked(masks: Callable[[slice], Sequence[Tensor]], chunks: Sequence[slice]) -> Iterator[list[Tensor]]:
+    """The masks of each chunk, asked for several chunks at a time: a network's products like many rows."""
+    for group in (chunks[at : at + _ASKED] for at in range(0, len(chunks), _ASKED)):
+        together = masks(slice(group[0].start, group[-1].stop))
+        for chunk in group:
+            yield [mask[chunk.start - group[0].start : chunk.stop - group[0].start] for mask in together]
 
 
 def _all_masks(masks: Sequence[Sequence[Tensor]], residual: bool) -> list[Sequence[Tensor]]:
