@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from umx_ext.separation.config import Config
-from umx_ext.training.fit import Progress, TrainOptions, fit
+from umx_ext.training.fit import Progress, fit
+from umx_ext.training.options import TrainOptions
 from umx_ext.training.tracks import Pack, pack
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -54,8 +55,8 @@ def main() -> None:
         seconds = (time.monotonic() - started) / (now.step - first[0] + 1)
         left = (now.steps - now.step) * seconds / 60
         show(f"step {now.step}/{now.steps}  loss {now.loss:.4f}  {seconds:.2f} s/step  {left:.0f} min left")
-        if now.vocals_sdr_db is not None:
-            print(f"\nvalid: vocals {now.vocals_sdr_db:.3f} dB, accompaniment {now.accompaniment_sdr_db:.3f} dB")
+        if now.score is not None:
+            print(f"\nvalid: vocals {now.score.target_sdr_db:.3f} dB, accompaniment {now.score.rest_sdr_db:.3f} dB")
 
     print("\nbest:", fit(Pack(store), config, options, arguments.run, progress=progress))
 

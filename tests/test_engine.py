@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from tests.peers import import_peer
 from umx_ext.errors import AudioError, UsageError
-from umx_ext.separation.config import Config
+from umx_ext.separation.branches import BRANCHES
+from umx_ext.separation.config import FUSIONS, Config
 from umx_ext.separation.engine import RESIDUAL, Engine
 from umx_ext.separation.masknet import MaskNet, from_openunmix_state
 from umx_ext.separation.wiener import wiener
@@ -109,6 +111,19 @@ def test_it_equals_the_plain_twin(name: str, niter: int, window: int | None, res
     # From the second iteration on the filter itself enlarges the rounding of masks that are almost zero.
     tolerance = 1e-5 if niter < 2 else 1e-3
     assert_equal_to_rounding(result, plain(nets, config, waveform, 0, 701, window=window, **settings), tolerance)
+
+
+SETS = [("linear", name) for name in BRANCHES if name != "linear"]
+SETS += [("linear",), ("mel", "linear"), ("linear", "mel", "mfcc"), tuple(BRANCHES)]
+FUSED = [(branches, fusion) for branches in SETS for fusion in FUSIONS] + [((name,), "add") for name in BRANCHES]
+
+
+@pytest.mark.parametrize("branches, fusion", FUSED)
+def test_every_set_of_branches_and_every_fusion_equals_the_plain_twin(branches: tuple[str, ...], fusion: str) -> None:
+    config = dataclasses.replace(LINEAR, branches=branches, fusion=fusion, n_mels=16, n_mfcc=9, layers=2)
+    nets, waveform = networks(config), noise(config, 140 * config.hop + 17)
+    result = Engine(nets, config, threads=2).overlap_added(waveform, 0, 141, residual=True)
+    assert_equal_to_rounding(result, plain(nets, config, waveform, 0, 141, residual=True))
 
 
 @pytest.mark.parametrize("samples", [1, 100, 256, 257, 300, 511, 512, 513, 1000])

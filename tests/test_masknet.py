@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
 from tests.peers import import_peer
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import BRANCHES
-from umx_ext.separation.config import Config
+from umx_ext.separation.config import FUSIONS, Config
 from umx_ext.separation.masknet import MaskNet, from_openunmix_state
 from umx_ext.spectral import stft
 
-SMALL = {"hidden": 16, "n_fft": 512, "hop": 128, "n_mels": 16}
+SMALL = {"hidden": 16, "n_fft": 512, "hop": 128, "n_mels": 16, "n_mfcc": 16}
 
 
 def magnitudes(config: Config, batch: int = 2, frames: int = 9, seed: int = 0) -> torch.Tensor:
@@ -30,17 +33,29 @@ def shaken(net: MaskNet) -> MaskNet:
     return net.eval()
 
 
+# Of a further branch at hidden size 512: batch norm, BLSTM, gain; beside these come fc1 and a mean and scale each.
+FURTHER = 1_024 + 4_730_880 + 1
+
+
 @pytest.mark.parametrize(
-    ("branches", "channels", "count"),
+    ("branches", "channels", "fusion", "count"),
     [
-        (("linear",), 2, 8_893_348),
-        (("linear",), 1, 7_078_818),
-        (("linear", "mel"), 2, 13_756_581),
-        (("linear", "mel-poster"), 2, 13_756_581),
+        (("linear",), 2, "add", 8_893_348),
+        (("linear",), 1, "add", 7_078_818),
+        (("linear",), 2, "concat", 8_893_348),
+        (("linear", "mel"), 2, "add", 13_756_581),
+        (("linear", "mel-poster"), 2, "add", 13_756_581),
+        (("linear", "mfcc"), 2, "add", 13_666_293),
+        (("linear", "linear2"), 2, "add", 8_893_348 + 1_522_688 + 2 * 1_487 + FURTHER),
+        (("linear-log", "linear2-log"), 2, "add", 8_893_348 + 1_522_688 + 2 * 1_487 + FURTHER),
+        (("linear", "mel"), 1, "add", 7_078_818 + 128 * 512 + 2 * 128 + FURTHER),
+        (("linear", "mel", "mfcc"), 2, "add", 13_756_581 + 13_666_293 - 8_893_348),
+        (("linear", "mel"), 2, "lstm-add", 13_756_581),
+        (("linear", "mel"), 2, "concat", 13_756_581 + 1_024 * 512),  # fc2 sees 2048
     ],
 )
-def test_parameter_counts_are_those_of_the_specification(branches, channels, count):
-    net = MaskNet(Config(branches=branches, channels=channels))
+def test_parameter_counts_are_those_worked_out_by_hand(branches, channels, fusion, count):
+    net = MaskNet(Config(branches=branches, channels=channels, fusion=fusion))
     assert sum(parameter.numel() for parameter in net.parameters()) == count
 
 
@@ -76,16 +91,52 @@ def test_bandwidth_of_16_khz_is_1487_bins():
     assert Config().bandwidth_bins == 1487
 
 
-def test_a_second_branch_with_gain_zero_changes_nothing():
-    both = shaken(MaskNet(Config(branches=("linear", "mel"), **SMALL)))
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_second_branch_with_gain_zero_changes_nothing(fusion):
+    both = shaken(MaskNet(Config(branches=("linear", "mel"), fusion=fusion, **SMALL)))
     alone = MaskNet(Config(branches=("linear",), **SMALL)).eval()
     state = {key: value for key, value in both.state_dict().items() if not key.startswith("encoders.mel")}
-    alone.load_state_dict(state | {"gains": torch.ones(0)})
+    alone.load_state_dict(state | {"gains": torch.ones(0), "fc2.weight": state["fc2.weight"][:, : 2 * 16]})
     mixture = magnitudes(both.config)
     assert not torch.allclose(both(mixture), alone(mixture))
     with torch.no_grad():
         both.gains.zero_()
-    assert torch.equal(both(mixture), alone(mixture))
+    assert torch.allclose(both(mixture), alone(mixture), rtol=1e-6, atol=1e-6)
+
+
+def before_the_decoder(net: MaskNet, mixture: torch.Tensor) -> torch.Tensor:
+    """What comes into fc2 (frames, batch, inputs)."""
+    seen = []
+    handle = net.fc2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    net(mixture)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_fusion_is_what_its_name_says(fusion):
+    """Entry by entry: the first 16 of a branch are its encoder's output, the other 16 its BLSTM's."""
+    config = Config(branches=("linear", "mel", "mfcc"), fusion=fusion, **SMALL)
+    net, mixture = shaken(MaskNet(config)), magnitudes(config)
+    parts = [encoder(mixture.permute(0, 3, 1, 2)).detach() for encoder in net.encoders.values()]
+    gains = [1.0, *net.gains.tolist()]
+    fused = before_the_decoder(net, mixture)[4, 1]
+    for index, value in enumerate(fused.tolist()):
+        weighted = [float(gain * part[4, 1, index % 32]) for gain, part in zip(gains, parts, strict=True)]
+        expected = {
+            "add": sum(weighted),
+            "concat": weighted[index // 32],
+            "lstm-add": weighted[0] if index < 16 else sum(weighted),
+        }
+        assert value == pytest.approx(expected[fusion], abs=1e-6)
+    assert len(fused) == (96 if fusion == "concat" else 32)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_of_one_branch_every_fusion_is_the_same(fusion):
+    config = Config(fusion=fusion, **SMALL)
+    mixture = magnitudes(config)
+    assert torch.equal(shaken(MaskNet(config))(mixture), shaken(MaskNet(Config(**SMALL)))(mixture))
 
 
 @pytest.mark.parametrize("name", BRANCHES)
@@ -114,8 +165,10 @@ def test_a_batch_equals_a_loop(name):
     assert torch.allclose(net(mixture), looped, atol=1e-6)
 
 
-def test_every_parameter_learns():
-    config = Config(branches=("linear", "mel"), mask="sigmoid", **SMALL)
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("second", [name for name in BRANCHES if name != "linear"])
+def test_every_parameter_learns(second, fusion):
+    config = Config(branches=("linear", second), fusion=fusion, mask="sigmoid", **SMALL)
     net = MaskNet(config).train()
     net(magnitudes(config)).square().mean().backward()
     silent = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
@@ -129,7 +182,16 @@ def test_memory_layout_has_frames_outermost():
     assert MaskNet(config).eval()(spectrum.abs()).permute(0, 3, 1, 2).is_contiguous()
 
 
-def test_one_excerpt_can_be_learnt():
+@pytest.fixture
+def one_thread():
+    """For many steps of small tensors: several threads would mostly wait for each other where others work too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_one_excerpt_can_be_learnt(one_thread):
     generator = torch.Generator().manual_seed(0)
     config = Config(branches=("linear", "mel"), dropout=0.0, hidden=64, n_fft=512, hop=128, n_mels=16)
     mixture = 5 * torch.rand(4, 2, config.bins, 40, generator=generator)
@@ -159,6 +221,16 @@ def test_one_excerpt_can_be_learnt():
         ({"hop": 0}, "hop above 0, got 0"),
         ({"layers": -1}, "layers above 0"),
         ({"stems": ()}, "at least one stem"),
+        ({"fusion": "mean"}, "no fusion named 'mean'; known: add, concat, lstm-add"),
+        ({"n_mfcc": 0}, "n_mfcc above 0, got 0"),
+        ({"bandwidth_hz": float("nan")}, "bandwidth_hz above 0, got nan"),
+        ({"branches": "linear"}, "sequence of names for branches, got the string 'linear'"),
+        ({"branches": ("linear", "linear")}, "different branches, got linear, linear; .* linear2"),
+        ({"hidden": "64"}, "whole number for hidden, got '64'"),
+        ({"layers": 2.5}, "whole number for layers, got 2.5"),
+        ({"niter": True}, "whole number for niter, got True"),
+        ({"dropout": None}, "a number for dropout, got None"),
+        ({"mask": 1}, "a name for mask, got 1"),
     ],
 )
 def test_a_wrong_config_is_refused_in_one_sentence(fields, words):
@@ -171,6 +243,21 @@ def test_config_goes_to_a_dict_and_back():
     assert Config.from_dict(config.to_dict()) == config
     with pytest.raises(ModelError, match="attention"):
         Config.from_dict(config.to_dict() | {"attention": 8})
+
+
+def test_a_config_from_before_fusions_is_one_that_adds_and_stays_as_it_was():
+    """As JSON, to the byte: saved models keep their hash, and runs that were started before go on."""
+    before = (
+        '{"stems": ["vocals"], "branches": ["linear-log", "mel"], "sample_rate": 44100, "channels": 2, "n_fft": 4096, '
+        '"hop": 1024, "bandwidth_hz": 16000.0, "n_mels": 128, "hidden": 256, "layers": 3, "dropout": 0.4, '
+        '"mask": "sigmoid", "niter": 0}'
+    )
+    config = Config.from_dict(json.loads(before))
+    assert (config.fusion, config.n_mfcc) == ("add", 40)
+    assert json.dumps(config.to_dict()) == before
+    younger = dataclasses.replace(config, fusion="lstm-add", n_mfcc=20)
+    assert {name: younger.to_dict()[name] for name in ("fusion", "n_mfcc")} == {"fusion": "lstm-add", "n_mfcc": 20}
+    assert Config.from_dict(younger.to_dict()) == younger
 
 
 def test_a_spectrogram_of_other_bins_is_refused():

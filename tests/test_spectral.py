@@ -1,4 +1,4 @@
-"""STFT against torch.stft, its inverse against the signal, the mel matrix against librosa and torchaudio."""
+"""STFT against torch.stft, its inverse against the signal, mel and cosine matrices against those of other packages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from tests.peers import import_peer
 from umx_ext.errors import ModelError
-from umx_ext.spectral import frame_count, istft, mel_filters, overlap_add, stft
+from umx_ext.spectral import dct_matrix, frame_count, istft, mel_filters, overlap_add, stft
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -81,3 +81,25 @@ def test_mel_branch_equals_torchaudios_spectrogram_of_the_same_audio():
 def test_too_many_mel_bands_are_refused():
     with pytest.raises(ModelError, match="too many"):
         mel_filters(4096, 44100, 600, 16000)
+
+
+@pytest.mark.parametrize("length, count", [(128, 40), (128, 128), (20, 13), (5, 1)])
+def test_the_cosine_matrix_equals_scipys_and_torchaudios(length, count):
+    fft = import_peer("scipy.fft")
+    expected = fft.dct(np.eye(length), type=2, norm="ortho", axis=1)[:, :count]
+    assert np.abs(dct_matrix(length, count).double().numpy() - expected).max() < 1e-7
+    functional = import_peer("torchaudio.functional")
+    theirs = functional.create_dct(count, length, "ortho")  # in float32, whose angles are large
+    assert dct_matrix(length, count).shape == theirs.shape
+    assert (dct_matrix(length, count) - theirs).abs().max() < 1e-5
+
+
+def test_the_whole_cosine_matrix_is_a_rotation():
+    matrix = dct_matrix(50, 50).double()
+    assert (matrix.mT @ matrix - torch.eye(50, dtype=torch.float64)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_a_wrong_count_of_cosines_is_refused(count):
+    with pytest.raises(ModelError, match=f"got {count}"):
+        dct_matrix(20, count)

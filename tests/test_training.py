@@ -19,7 +19,9 @@ import torch
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.evaluation.sdr import frame_sdr, median_sdr
 from umx_ext.separation.config import Config
-from umx_ext.training.fit import TrainOptions, fit, phase_sensitive_target
+from umx_ext.training.fit import fit
+from umx_ext.training.losses import phase_sensitive_target
+from umx_ext.training.options import TrainOptions
 from umx_ext.training.remix import REMIXES, Remixer, active_level, wsj0_gains_db
 from umx_ext.training.tracks import MUSDB_VALID, Entry, Pack, data_hash, find_tracks, pack
 
@@ -75,7 +77,7 @@ def test_active_level_leaves_silence_out():
     assert active_level(np.full((2, RATE), 1e-6, np.float32), RATE) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", REMIXES)
+@pytest.mark.parametrize("name", [name for name, remix in REMIXES.items() if remix.peak in ("always", "limit")])
 def test_every_remix_peaks_at_0_9_and_keeps_the_image(store, name):
     remixer = Remixer(Pack(store), remix=name, samples=RATE, no_vocals=0.0, mir1k_vocals=0.0, mir1k_whole=0.0)
     for item in range(20):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from umx_ext.separation.config import Config
     from umx_ext.separation.separator import Options, Separator
     from umx_ext.stems import Stems
+    from umx_ext.training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "models": "umx_ext.separation.api",
     "evaluate": "umx_ext.evaluation.scores",
     "benchmark": "umx_ext.evaluation.benchmark",
+    "fit": "umx_ext.training.fit",
     "Separator": "umx_ext.separation.separator",
     "Options": "umx_ext.separation.separator",
     "Config": "umx_ext.separation.config",
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "benchmark",
     "evaluate",
+    "fit",
     "load",
     "models",
     "separate",

@@ -36,7 +36,12 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "separate": "take songs apart: vocals and accompaniment, or a karaoke track",
+    "mix": "mix a vocal take over a backing track: equaliser, compressor, reverb, level",
     "evaluate": "score separations by MUSDB18's protocol, beside rows that calibrate the figures",
+    "evaluate-mix": "how far a mix is from a reference mix: loudness, spectrum, panning, dynamics",
+    "mixstats": "measure the constants of mixing on a corpus: relative loudness, loudness range, level",
+    "data": "decode songs with known stems once, for training",
+    "train": "train a network on remixed stems, in a run that survives being killed",
     "models": "list, show, fetch, locate and verify the models",
     "doctor": "what is installed, which device would be used and why, and what mends what is missing",
 }
@@ -44,9 +49,10 @@ COMMANDS = {
 _OVERVIEW = """\
 umx-ext separate song.mp3              writes separated/<model>/song/vocals.wav and accompaniment.wav
 umx-ext separate --karaoke song.mp3    writes song.karaoke.wav beside the song
+umx-ext mix take.wav song.karaoke.wav  mixes a voice over it, as take.mix.wav
 umx-ext evaluate --root musdb18        separates the test songs and scores the result
 
-umx-ext takes songs apart into their stems, and judges how well that went.
+umx-ext takes songs apart into their stems, puts stems together into a song, and judges both.
 
 Usage: umx-ext COMMAND [OPTIONS]
 
@@ -70,12 +76,12 @@ Exit codes: 0 all done, 1 some inputs failed, 2 usage, 3 model or download, 4 no
 
 def overview() -> str:
     """The text of `umx-ext --help`."""
-    return _OVERVIEW.format(commands="\n".join(f"  {name:<12}{says}" for name, says in COMMANDS.items()))
+    return _OVERVIEW.format(commands="\n".join(f"  {name:<14}{says}" for name, says in COMMANDS.items()))
 
 
 def run() -> NoReturn:
     """The process's entry point: `main`, then exit with its code."""
-    if sys.argv[1:2] == ["separate"]:
+    if sys.argv[1:2] in (["separate"], ["mix"]):
         share_one_heap()
     code = main()
     with contextlib.suppress(OSError, ValueError):
@@ -162,7 +168,7 @@ def _dispatch(tokens: list[str]) -> int:
     name, rest = tokens[0], tokens[1:]
     if name not in COMMANDS:
         raise UsageError(_unknown_command(name))
-    command = importlib.import_module(f"umx_ext.commands.{name}")
+    command = importlib.import_module(f"umx_ext.commands.{name.replace('-', '_')}")
     prepare = getattr(command, "prepare", None)
     return _parse_and_run(command.app, rest if prepare is None else prepare(rest))
 

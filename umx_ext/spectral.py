@@ -1,4 +1,4 @@
-"""Short-time Fourier transform, its inverse, and the mel matrix.
+"""Short-time Fourier transform, its inverse, and the matrices of mel bands and of the cosine transform.
 
 Spectrograms are native complex with axes `(..., bins, frames)`. In memory frames are outermost and bins contiguous, so
 ``spectrogram.mT`` is contiguous: the whole package is fast because of that layout.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from umx_ext.errors import ModelError
 
-__all__ = ["frame_count", "hann", "istft", "mel_filters", "stft"]
+__all__ = ["dct_matrix", "frame_count", "hann", "istft", "mel_filters", "stft"]
 
 
 @functools.lru_cache(maxsize=16)
@@ -123,3 +123,23 @@ def mel_filters(n_fft: int, sample_rate: int, n_mels: int, high_hz: float) -> Te
     if (filters.amax(dim=0) == 0).any():
         raise ModelError(f"{n_mels} mel bands are too many for n_fft {n_fft}: at least one would be empty; use fewer")
     return filters.float()
+
+
+def dct_matrix(length: int, count: int) -> Tensor:
+    """The first `count` columns of the orthonormal DCT-II of `length` values: ``values @ dct_matrix(...)``.
+
+    Column k is ``sqrt(2 / length) cos(pi k (2 n + 1) / (2 length))``, column 0 that over ``sqrt(2)``. Equal to
+    ``torchaudio.functional.create_dct(count, length, "ortho")`` and to ``scipy.fft.dct(norm="ortho")``.
+
+    Returns:
+        float32 `(length, count)`.
+
+    Raises:
+        ModelError: fewer than one column, or more than there are values.
+    """
+    if not 1 <= count <= length:
+        raise ModelError(f"expected 1 to {length} coefficients of a cosine transform of {length} values, got {count}")
+    place = 2 * torch.arange(length, dtype=torch.float64)[:, None] + 1
+    matrix = torch.cos(math.pi / (2 * length) * place * torch.arange(count)) * math.sqrt(2.0 / length)
+    matrix[:, 0] /= math.sqrt(2.0)
+    return matrix.float()

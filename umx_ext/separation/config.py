@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from umx_ext.errors import ModelError
 
-__all__ = ["Config"]
+__all__ = ["FUSIONS", "MASKS", "Config"]
 
 MASKS = ("relu", "sigmoid")
+FUSIONS = ("add", "concat", "lstm-add")
+
+# Younger than the first models. `to_dict` leaves them out while they have their defaults, which is what all networks
+# were before: such a model's file stays the same to the byte, older versions read it, a run started before goes on.
+_YOUNGER = ("n_mfcc", "fusion")
+
+# By annotation: what a value must be, in Python (numpy's numbers are of these too) and in words.
+_KINDS = {"int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"), "str": (str, "a name")}
 
 
 @dataclass(frozen=True)
@@ -22,18 +32,23 @@ class Config:
 
     Attributes:
         stems: names of the stems that have a network, in order.
-        branches: names in `umx_ext.separation.branches.BRANCHES`, each the start of one encoder + BLSTM.
+        branches: different names in `umx_ext.separation.branches.BRANCHES`, each the start of one encoder + BLSTM. The
+            first has the weight 1, every further one a gain that is learnt.
         sample_rate: rate the networks run at, Hz.
         channels: channels the networks run at, 1 or 2.
         n_fft: STFT window, samples (periodic Hann).
         hop: STFT hop, samples.
         bandwidth_hz: highest frequency that the branches look at.
-        n_mels: bands of the mel branches.
+        n_mels: bands of the mel branches, and of the spectrum that ``mfcc`` transforms.
         hidden: width of the network; each direction of a BLSTM has half of it.
         layers: BLSTM layers.
         dropout: between BLSTM layers, in training only.
         mask: ``"relu"`` (open-unmix: unbounded) or ``"sigmoid"`` (0 to 1).
         niter: iterations of the Wiener filter that suit this model, for whoever does not say otherwise.
+        n_mfcc: coefficients of the branch ``mfcc``, the 0th counted.
+        fusion: what the decoder sees of several branches. ``"add"``: the sum of their concatenations ``[encoder
+            output, BLSTM output]``; ``"concat"``: all of them side by side; ``"lstm-add"``: the sum of the BLSTM
+            outputs, beside the encoder output of the first branch alone. Of one branch it is the same.
     """
 
     stems: tuple[str, ...] = ("vocals",)
@@ -49,19 +64,35 @@ class Config:
     dropout: float = 0.4
     mask: str = "relu"
     niter: int = 1
+    n_mfcc: int = 40
+    fusion: str = "add"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stems", tuple(self.stems))
-        object.__setattr__(self, "branches", tuple(self.branches))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, words = _KINDS.get(str(field.type), (object, ""))
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
+                raise ModelError(f"expected {words} for {field.name}, got {value!r}")
+        for name in ("stems", "branches"):
+            if isinstance(getattr(self, name), str):  # which is a sequence of names too, of a letter each
+                raise ModelError(f"expected a sequence of names for {name}, got the string {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.stems or not self.branches:
             raise ModelError(f"expected at least one stem and one branch, got {self.stems} and {self.branches}")
+        if len(set(self.branches)) < len(self.branches):
+            raise ModelError(
+                f"expected different branches, got {', '.join(map(str, self.branches))}; a second linear one is linear2"
+            )
         if self.channels not in (1, 2):
             raise ModelError(f"expected 1 or 2 channels, got {self.channels}")
         if self.mask not in MASKS:
             raise ModelError(f"no mask named {self.mask!r}; known: {', '.join(MASKS)}")
-        for name in ("sample_rate", "n_fft", "hop", "bandwidth_hz", "n_mels", "hidden", "layers"):
-            if getattr(self, name) <= 0:
-                raise ModelError(f"expected {name} above 0, got {getattr(self, name)}")
+        if self.fusion not in FUSIONS:
+            raise ModelError(f"no fusion named {self.fusion!r}; known: {', '.join(FUSIONS)}")
+        for name in ("sample_rate", "n_fft", "hop", "bandwidth_hz", "n_mels", "hidden", "layers", "n_mfcc"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ModelError(f"expected {name} above 0, got {value}")
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise ModelError(f"n_fft ({self.n_fft}) must be even and 2 or more times the hop ({self.hop})")
         if self.niter < 0:
@@ -80,15 +111,20 @@ class Config:
         return min(self.bins, int(self.bandwidth_hz * self.n_fft / self.sample_rate) + 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain, JSON-ready dict; `from_dict` is its inverse."""
-        return dataclasses.asdict(self)
+        """A plain, JSON-ready dict; `from_dict` is its inverse. `n_mfcc` and `fusion` are in it if not the defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in _YOUNGER}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in defaults or value != defaults[name]
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Config:
         """Rebuild from `to_dict`'s output.
 
         Raises:
-            ModelError: a field is unknown, so the model was made by a newer umx_ext, or missing its type.
+            ModelError: a field is unknown, so the model was made by a newer umx_ext, or is not what it can be.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
@@ -98,5 +134,5 @@ class Config:
             )
         try:
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, ModelError) as error:
             raise ModelError(f"the model's config is malformed: {error}") from error

@@ -55,7 +55,7 @@ class _Chain:
             matrices are laid out `(inputs, outputs)`, in which a product of a few hundred rows is a little faster.
         layers: for each layer of the BLSTM, for each direction, torch's four tensors.
         skip, recurrent: this branch's part of fc2 and bn2, for the encoder's and for the BLSTM's output;
-            `(hidden, hidden)`.
+            `(hidden, hidden)`. No `skip` where the fusion leaves this branch's encoder output out.
     """
 
     name: str
@@ -63,7 +63,7 @@ class _Chain:
     weight: Tensor
     bias: Tensor
     layers: list[list[list[Tensor]]]
-    skip: Tensor
+    skip: Tensor | None
     recurrent: Tensor
 
 
@@ -88,7 +88,9 @@ def _float(values: Tensor) -> Tensor:
     return values.detach().to(device="cpu", dtype=torch.float32).contiguous()
 
 
-def _folded_chain(name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor2: Tensor, channels: int) -> _Chain:
+def _folded_chain(
+    name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor2: Tensor, channels: int, skips: bool
+) -> _Chain:
     factor, offset = _affine(encoder.bn1)
     fc1 = encoder.fc1.weight.double() * factor[:, None]
     scale, mean = (values.double().repeat(channels) for values in (encoder.scale, encoder.mean))
@@ -105,7 +107,7 @@ def _folded_chain(name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor
         weight=_float((fc1 * scale).mT),
         bias=_float(fc1 @ (scale * mean) + offset),
         layers=layers,
-        skip=_float(skip.mT),
+        skip=_float(skip.mT) if skips else None,
         recurrent=_float(recurrent.mT),
     )
 
@@ -115,12 +117,16 @@ def _folded(net: MaskNet, channels: int) -> _Head:
     factor2, bias2 = _affine(net.bn2)
     gains = torch.cat([net.gains.new_ones(1), net.gains])
     encoders = [(name, encoder) for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)]
+    # Under every fusion fc2's product is a sum over branches, so each chain carries its own part of it.
+    fusion, fc2 = net.config.fusion, net.fc2.weight
+    fc2s = fc2.chunk(len(encoders), dim=1) if fusion == "concat" else (fc2,) * len(encoders)
+    skips = [fusion != "lstm-add" or number == 0 for number in range(len(encoders))]
     factor3, offset3 = _affine(net.bn3)
     scale, mean = (values.double().repeat(channels) for values in (net.output_scale, net.output_mean))
     return _Head(
         chains=[
-            _folded_chain(name, encoder, gain, net.fc2.weight, factor2, channels)
-            for (name, encoder), gain in zip(encoders, gains, strict=True)
+            _folded_chain(name, encoder, gain, part, factor2, channels, skip)
+            for (name, encoder), gain, part, skip in zip(encoders, gains, fc2s, skips, strict=True)
         ],
         bias2=_float(bias2),
         weight3=_float((net.fc3.weight.double() * (factor3 * scale)[:, None]).mT),
@@ -269,7 +275,7 @@ class _Job:
         chains = [len(head.chains) for head in self.heads]
         space = torch.empty(sum(chains), self.frames, self.config.hidden)
         encoded = [list(of_stem) for of_stem in space.split(chains)]
-        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, 2 * _CHUNK)]
+        tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _TASK)]
         self._all(tasks, 0.0, _ENCODE)
         return encoded
 
@@ -339,7 +345,10 @@ class _Job:
 
     def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
         """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
-        product = (encoded[rows] @ chain.skip).addmm_(recurrent[rows], chain.recurrent)
+        if chain.skip is None:
+            product = recurrent[rows] @ chain.recurrent
+        else:
+            product = (encoded[rows] @ chain.skip).addmm_(recurrent[rows], chain.recurrent)
         if total is not encoded:
             product += total[rows]
         total[rows] = product

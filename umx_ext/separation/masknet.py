@@ -1,13 +1,14 @@
-"""The network of one stem: branches, an encoder and a BLSTM each, their sum, a decoder, a mask.
+"""The network of one stem: branches, an encoder and a BLSTM each, their fusion, a decoder, a mask.
 
 With the branch ``linear`` alone this is open-unmix (Stöter et al., JOSS 2019) and `from_openunmix_state` loads its
 weights. With more branches, each has an encoder and BLSTM of its own; the ``[encoder output, BLSTM output]``
-concatenations are added, weighted by one learnable gain for each branch after the first, and one decoder follows.
+concatenations, weighted by one learnable gain for each branch after the first, are fused as the `Config` says (added,
+by default), and one decoder follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,22 @@ def _normalised(norm: nn.BatchNorm1d, hidden: Tensor) -> Tensor:
     return norm(hidden.flatten(0, 1)).view(hidden.shape)
 
 
+def _fused(fusion: str, parts: Iterable[Tensor], gains: Tensor) -> Tensor:
+    """What goes into fc2, of each branch's `(frames, batch, 2 * hidden)`."""
+    first, *others = parts
+    if fusion == "concat":
+        weighted = (gain * other for gain, other in zip(gains, others, strict=True))
+        return torch.cat([first, *weighted], dim=-1)
+    if fusion == "lstm-add":
+        encoded, recurrent = first.chunk(2, dim=-1)
+        for gain, other in zip(gains, others, strict=True):
+            recurrent = recurrent + gain * other.chunk(2, dim=-1)[1]
+        return torch.cat([encoded, recurrent], dim=-1)
+    for gain, other in zip(gains, others, strict=True):
+        first = first + gain * other
+    return first
+
+
 class MaskNet(nn.Module):
     """Predicts the magnitude spectrogram of one stem from the mixture's.
 
@@ -70,7 +87,8 @@ class MaskNet(nn.Module):
         hidden, bins, channels = config.hidden, config.bins, config.channels
         self.encoders = nn.ModuleDict({name: Encoder(name, config) for name in config.branches})
         self.gains = nn.Parameter(torch.ones(len(config.branches) - 1))  # of each branch after the first
-        self.fc2 = nn.Linear(2 * hidden, hidden, bias=False)
+        seen = len(config.branches) if config.fusion == "concat" else 1
+        self.fc2 = nn.Linear(2 * hidden * seen, hidden, bias=False)
         self.bn2 = nn.BatchNorm1d(hidden)
         self.fc3 = nn.Linear(hidden, bins * channels, bias=False)
         self.bn3 = nn.BatchNorm1d(bins * channels)
@@ -99,10 +117,8 @@ class MaskNet(nn.Module):
                 f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
                 f"bins, got {channels} channels and {bins} bins"
             )
-        first, *others = (encoder(magnitude) for encoder in self.encoders.values())
-        for gain, other in zip(self.gains, others, strict=True):
-            first = first + gain * other
-        hidden = torch.relu(_normalised(self.bn2, self.fc2(first)))
+        parts = (encoder(magnitude) for encoder in self.encoders.values())
+        hidden = torch.relu(_normalised(self.bn2, self.fc2(_fused(self.config.fusion, parts, self.gains))))
         hidden = _normalised(self.bn3, self.fc3(hidden)).view(frames, batch, channels, bins)
         hidden = (hidden * self.output_scale + self.output_mean).transpose(0, 1)
         return torch.sigmoid(hidden) if self.config.mask == "sigmoid" else torch.relu(hidden)

@@ -1,90 +1,92 @@
-"""A small trainer: remixed examples in, a vocals network out; resumable to the bit.
+"""The trainer: remixed examples in, a network out; resumable to the bit, in one process or many.
 
-The network is laid out frames-major and the loss uses real arithmetic only. All randomness of step n follows from
+The network is laid out frames-major and the losses use real arithmetic only. All randomness of step n follows from
 (seed, n), so a run that was killed goes on from its last checkpoint exactly as it would have.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from umx_ext.errors import UsageError
-from umx_ext.evaluation.sdr import median_sdr
+from umx_ext.errors import ModelError, UsageError
 from umx_ext.separation.config import Config
 from umx_ext.separation.masknet import Encoder, MaskNet
-from umx_ext.spectral import istft, stft
+from umx_ext.spectral import stft
+from umx_ext.training.journal import Journal, save_atomically
+from umx_ext.training.losses import LOSSES, Batch
+from umx_ext.training.options import TrainOptions
+from umx_ext.training.parallel import Group, joined, with_global_norms
 from umx_ext.training.remix import Remixer
+from umx_ext.training.schedule import learning_rate, worn_out
 from umx_ext.training.tracks import Pack
+from umx_ext.training.validation import Score, validate
 
-__all__ = ["Progress", "TrainOptions", "fit", "phase_sensitive_target", "validate"]
+__all__ = ["DryRun", "Progress", "build_network", "dry_run", "fit"]
 
 STATISTICS_EXAMPLES = 64
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+DRY_STEPS = 3
 
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps of the whole run; the learning rate falls to zero over them by a half cosine.
-        batch: examples a step.
-        excerpt_s: length of an example, seconds.
-        learning_rate: Adam's, after `warmup` steps.
-        warmup: steps of linear rise.
-        weight_decay: Adam's.
-        clip: largest gradient norm.
-        ema: decay of the averaged weights, which are what is validated and shipped.
-        seed: of everything.
-        every: steps between validations (each writes a checkpoint).
-        remix: gain law, a name in `umx_ext.training.remix.REMIXES`.
-    """
-
-    steps: int = 4200
-    batch: int = 16
-    excerpt_s: float = 4.0
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 1e-5
-    clip: float = 1.0
-    ema: float = 0.999
-    seed: int = 0
-    every: int = 250
-    remix: str = "wsj0"
+Draws = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What `fit` reports after every step: the loss, and the validation SDR where one was just made."""
+    """What `fit` reports after every step.
+
+    Attributes:
+        step: steps done.
+        steps: of the whole run.
+        loss: of this step's batch.
+        score: of the validation that this step ended with, if any.
+        seconds: of this step, data included.
+        waited_s: of these, for data.
+        examples: of this step, of all processes.
+    """
 
     step: int
     steps: int
     loss: float
-    vocals_sdr_db: float | None
-    accompaniment_sdr_db: float | None
+    score: Score | None
+    seconds: float
+    waited_s: float
+    examples: int
 
 
-def phase_sensitive_target(target: Tensor, mixture: Tensor, magnitude: Tensor) -> Tensor:
-    """``|S| cos(angle S - angle X)``, limited to 0 ... |X|: the best magnitude under the mixture's phase.
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would take.
 
-    Source: Erdogan et al., ICASSP 2015. Everything `(batch, frames, channels, bins)`.
+    Attributes:
+        parameters: of the network.
+        step_s: median seconds of a step.
+        validation_s: seconds of one validation.
+        run_s: of the whole run, validations included.
+        peak_mb: peak memory so far: of the device, or of the process where that is the CPU.
+        device: where, in words.
+        precision: in which the products are made.
     """
-    projected = (target.real * mixture.real + target.imag * mixture.imag) / magnitude.clamp_min(1e-8)
-    return torch.minimum(projected.clamp_min(0.0), magnitude)
+
+    parameters: int
+    step_s: float
+    validation_s: float
+    run_s: float
+    peak_mb: float
+    device: str
+    precision: str
 
 
 def fit(
@@ -93,192 +95,373 @@ def fit(
     options: TrainOptions,
     folder: Path,
     *,
+    draws: Draws | None = None,
+    initial: Callable[[nn.Module], None] | None = None,
+    device: str = "cpu",
+    tensorboard: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Train a vocals network, or go on with the run that lies in `folder`.
+    """Train the network of one stem, or go on with the run that lies in `folder`.
+
+    Under `torchrun` the processes do one run together: each step is the one that a single process would have done
+    (dropout draws other numbers).
 
     Args:
         pack: decoded stems.
-        config: what to train; must have the one stem ``vocals``.
+        config: what to train; must have one stem.
         options: how to train. A run can only be continued with the options it was started with, except for `steps`: a
             run may be made shorter or longer on the way, and keeps account of it.
         folder: gets ``last.pt`` (resumable), ``best.pt`` (averaged weights with the best validation SDR) and
             ``log.csv``.
-        progress: called after every step.
+        draws: further settings of the `Remixer`, by name.
+        initial: changes the network before the first step of a new run: loads weights to start from.
+        device: torch's name of the device.
+        tensorboard: write its events below the folder as well (extra `research`).
+        progress: called after every step, in the process that leads.
 
     Returns:
         The path of ``best.pt``: a dict with ``config``, ``options``, ``data``, ``step``, ``schedule`` (at which step
         the run's length was set to what), ``state`` and ``sdr_db``.
 
     Raises:
-        UsageError: the folder holds a run with another configuration.
+        UsageError: the folder holds a run with another configuration, or a setting makes no sense.
+        ModelError: a checkpoint that cannot be read.
+        OutputError: the folder cannot be written; what was saved before is whole.
     """
-    if config.stems != ("vocals",):
-        raise UsageError(f"this trainer trains a vocals network, the config has the stems {', '.join(config.stems)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng(devices=[]):
-        return _fit(pack, config, options, folder, progress)
-
-
-def _fit(
-    pack: Pack, config: Config, options: TrainOptions, folder: Path, report: Callable[[Progress], None] | None
-) -> Path:
-    torch.manual_seed(options.seed)  # of the forked generator, not the caller's
-    remixer = Remixer(pack, remix=options.remix, samples=round(options.excerpt_s * config.sample_rate))
-    net = MaskNet(config)
-    averaged = copy.deepcopy(net)
-    optimiser = torch.optim.Adam(net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-    done, best, log = 0, -math.inf, []
-    schedule: list[list[int]] = []
-    last = folder / "last.pt"
-    identity = {"config": config.to_dict(), "options": dataclasses.asdict(options), "data": pack.data_sha256}
-    if last.exists():
-        state = torch.load(last, weights_only=True)
-        if _without_steps(state["identity"]) != _without_steps(identity):
-            raise UsageError(f"{folder} holds a run with other settings or data; give another folder, or delete it")
-        net.load_state_dict(state["net"])
-        averaged.load_state_dict(state["averaged"])
-        optimiser.load_state_dict(state["optimiser"])
-        done, best, log = state["step"], state["best"], state["log"]
-        schedule = state.get("schedule") or [[0, state["identity"]["options"]["steps"]]]
-    else:
-        _standardise(net, remixer, options, config)
-        averaged.load_state_dict(net.state_dict())
-
-    if not schedule or schedule[-1][1] != options.steps:
-        schedule.append([done, options.steps])
-    losses = []
-    started = time.monotonic()
-    for step, (mixture, target) in _batches(remixer, config, options, done):
-        torch.manual_seed(_seed(options.seed, step))  # dropout
-        for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(options, step)
-        net.train()
-        magnitude = mixture.abs()
-        goal = phase_sensitive_target(target, mixture, magnitude)
-        loss = (net.mask(magnitude) * magnitude - goal).abs().mean() / magnitude.mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), options.clip)
-        optimiser.step()
-        optimiser.zero_grad()
-        _average(averaged, net, min(options.ema, (1 + step) / (10 + step)))
-        losses.append(float(loss.detach()))
-
-        vocals_sdr_db = accompaniment_sdr_db = None
-        done = step + 1
-        if done % options.every == 0 or done == options.steps:
-            vocals_sdr_db, accompaniment_sdr_db = validate(averaged, pack, config)
-            log.append(
-                [done, sum(losses) / len(losses), vocals_sdr_db, accompaniment_sdr_db, time.monotonic() - started]
-            )
-            losses = []
-            if vocals_sdr_db > best:
-                best = vocals_sdr_db
-                origin = identity | {"step": done, "schedule": schedule}
-                _save(folder / "best.pt", origin | {"state": averaged.state_dict(), "sdr_db": best})
-            _save(
-                last,
-                {"version": CHECKPOINT_VERSION, "identity": identity, "step": done, "best": best, "log": log}
-                | {"schedule": schedule}
-                | {"net": net.state_dict(), "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict()},
-            )
-            _write_log(folder / "log.csv", log)
-        if report is not None:
-            report(Progress(done, options.steps, float(loss.detach()), vocals_sdr_db, accompaniment_sdr_db))
+    place = torch.device(device)
+    with _own_random_numbers(place), joined(place) as group:
+        run = _Run(pack, config, options, folder, draws or {}, initial, place, group)
+        with Journal(folder, pack, config, options, tensorboard=tensorboard and group.leads) as journal:
+            run.go(journal, progress)
     return folder / "best.pt"
 
 
-def validate(net: MaskNet, pack: Pack, config: Config) -> tuple[float, float]:
-    """Median over the validation songs of MUSDB18 of the median frame SDR of (vocals, accompaniment), plain mask.
+def dry_run(
+    pack: Pack,
+    config: Config,
+    options: TrainOptions,
+    *,
+    draws: Draws | None = None,
+    device: str = "cpu",
+) -> DryRun:
+    """A few steps and one validation, of which nothing is kept: time and memory of the run.
 
-    Never remixed: the mixture is the sum of the song's stems.
+    Raises:
+        UsageError: as `fit`.
     """
-    net.eval()
-    vocals_sdr, accompaniment_sdr = [], []
-    for song in pack.songs("valid", "musdb18").values():
-        stems = {name: torch.from_numpy(pack.read(entry)) for name, entry in song.items()}
-        mixture = torch.stack(list(stems.values())).sum(dim=0)
-        with torch.no_grad():
-            spectrum = stft(mixture, config.n_fft, config.hop)
-            magnitude = spectrum.abs()
-            mask = net(magnitude[None])[0] / magnitude.clamp_min(1e-8)
-            vocals = istft(spectrum * mask, config.n_fft, config.hop, mixture.shape[-1])
-        vocals_sdr.append(median_sdr(stems["vocals"], vocals, config.sample_rate))
-        accompaniment_sdr.append(median_sdr(mixture - stems["vocals"], mixture - vocals, config.sample_rate))
-    return float(np.nanmedian(vocals_sdr)), float(np.nanmedian(accompaniment_sdr))
+    from umx_ext.training.validation import peak_memory_mb
+
+    place = torch.device(device)
+    with _own_random_numbers(place):
+        run = _Run(pack, config, options, None, draws or {}, None, place, Group())
+        batches = run.batches(0)
+        seconds = []
+        for step in range(DRY_STEPS):
+            started = time.perf_counter()
+            run.step(step, next(batches))
+            seconds.append(time.perf_counter() - started)
+        batches.close()
+        started = time.perf_counter()
+        run.validate()
+        validation_s = time.perf_counter() - started
+    step_s = float(np.median(seconds))
+    validations = math.ceil(options.steps / options.every)
+    return DryRun(
+        parameters=sum(parameter.numel() for parameter in run.net.parameters()),
+        step_s=step_s,
+        validation_s=validation_s,
+        run_s=options.steps * step_s + validations * validation_s,
+        peak_mb=peak_memory_mb(place),
+        device=str(place),
+        precision=run.precision,
+    )
 
 
-def _batches(
-    remixer: Remixer, config: Config, options: TrainOptions, first: int
-) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """(step, (mixture, vocals) spectra, frames-major) from `first` on; the next batch is drawn while one is used.
-
-    The transform stays in the caller's thread: two threads that both run parallel kernels get in each other's way.
-    """
-
-    def draw(step: int) -> Tensor:
-        examples = [remixer.draw(np.random.default_rng([options.seed, step, item])) for item in range(options.batch)]
-        return torch.from_numpy(np.stack([np.stack(example) for example in examples]))
-
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(draw, first)
-        for step in range(first, options.steps):
-            signals = waiting.result()  # (batch, mixture and vocals, channels, samples)
-            waiting = ahead.submit(draw, min(step + 1, options.steps - 1))
-            spectra = stft(signals, config.n_fft, config.hop, center=False).permute(0, 1, 4, 2, 3)
-            yield step, (spectra[:, 0], spectra[:, 1])  # each (batch, frames, channels, bins)
+def _own_random_numbers(place: torch.device) -> AbstractContextManager[None]:
+    """The caller's generators are left as they are."""
+    return torch.random.fork_rng(devices=[place] if place.type == "cuda" else [])
 
 
-def _without_steps(identity: dict[str, Any]) -> dict[str, Any]:
-    return identity | {"options": identity["options"] | {"steps": None}}
+@dataclass
+class _State:
+    """What of a run changes, apart from tensors."""
+
+    done: int = 0
+    best: float = -math.inf
+    log: list[list[float]] = field(default_factory=list)  # step, loss, vocals' and rest's SDR, seconds
+    schedule: list[list[int]] = field(default_factory=list)
+
+    @property
+    def scores(self) -> list[float]:
+        return [row[2] for row in self.log]
+
+
+class _Run:
+    """One run: its network and its state."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        config: Config,
+        options: TrainOptions,
+        folder: Path | None,
+        draws: Draws,
+        initial: Callable[[nn.Module], None] | None,
+        device: torch.device,
+        group: Group,
+    ) -> None:
+        _check(pack, config, options)
+        self.pack, self.config, self.options, self.folder = pack, config, options, folder
+        self.device, self.group = device, group
+        self.precision = _precision(options.precision, device)
+        torch.manual_seed(options.seed)  # of the forked generator, not the caller's
+        samples = round(options.excerpt_s * config.sample_rate)
+        self.remixer = Remixer(pack, remix=options.remix, samples=samples, **draws)
+        self.net = build_network(config, options)
+        self.averaged = copy.deepcopy(self.net)
+        self.identity = {
+            "config": config.to_dict(),
+            "options": dataclasses.asdict(options),
+            "draws": dict(draws),
+            "data": pack.data_sha256,
+        }
+        self.state = _State()
+        saved = None if folder is None else _read(folder / "last.pt", self.identity)
+        if saved is None:
+            _standardise(self.net, self.remixer, options, config)
+            if initial is not None:
+                initial(self.net)
+            self.averaged.load_state_dict(self.net.state_dict())
+        self.net.to(device)
+        self.averaged.to(device)
+        if group.size > 1:
+            with_global_norms(self.net)
+        self.optimiser = torch.optim.Adam(
+            self.net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        if saved is not None:
+            self._resume(saved)
+        if not self.state.schedule or self.state.schedule[-1][1] != options.steps:
+            self.state.schedule.append([self.state.done, options.steps])
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        self.net.load_state_dict(saved["net"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.state = _State(saved["step"], saved["best"], saved["log"], saved["schedule"])
+
+    def go(self, journal: Journal, report: Callable[[Progress], None] | None) -> None:
+        options, state = self.options, self.state
+        losses: list[float] = []
+        started = time.monotonic()
+        batches = self.batches(state.done)
+        while state.done < options.steps and not worn_out(state.scores, options.patience):
+            begin = time.perf_counter()
+            batch = next(batches)
+            waited_s = time.perf_counter() - begin
+            loss = self.step(state.done, batch)
+            losses.append(loss)
+            state.done += 1
+            score = None
+            if state.done % options.every == 0 or state.done == options.steps:
+                score = self.group.agree(self.validate() if self.group.leads else None)
+                state.log.append(
+                    [state.done, float(np.mean(losses)), *dataclasses.astuple(score), time.monotonic() - started]
+                )
+                losses = []
+                better = score.target_sdr_db > state.best
+                if better:
+                    state.best = score.target_sdr_db
+                if self.group.leads:
+                    self._save(better)
+                    journal.validated(state.log, self.averaged, self.device)
+            if self.group.leads:
+                journal.stepped(state.done, loss, self._rate(state.done - 1))
+                if report is not None:
+                    seconds = time.perf_counter() - begin
+                    report(Progress(state.done, options.steps, loss, score, seconds, waited_s, options.batch))
+        batches.close()
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.options, step, self.state.scores)
+
+    def step(self, step: int, batch: Batch) -> float:
+        """One step of the optimiser; the loss of the whole batch."""
+        options = self.options
+        torch.manual_seed(_seed(options.seed, step, self.group.rank) if self.group.rank else _seed(options.seed, step))
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self._rate(step)
+        self.net.train()
+        with self._autocast():
+            mask = self.net.mask(batch.magnitude)  # type: ignore[operator]
+        numerator, denominator = LOSSES[options.loss](mask.float(), batch)
+        whole = self.group.total(denominator)
+        self.scaler.scale(numerator / whole).backward()
+        self.group.add_gradients(self.net)
+        self.scaler.unscale_(self.optimiser)
+        if options.clip:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), options.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        _average(self.averaged, self.net, min(options.ema, (1 + step) / (10 + step)) if options.ema else 0.0)
+        return float(self.group.total(numerator.detach()) / whole)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+    def validate(self) -> Score:
+        return validate(self.averaged, self.pack, self.config, self.device)
+
+    def _save(self, better: bool) -> None:
+        assert self.folder is not None
+        state = self.state
+        if better:
+            origin = self.identity | {"step": state.done, "schedule": state.schedule}
+            weights = {"state": self.averaged.state_dict(), "sdr_db": state.best}
+            save_atomically(self.folder / "best.pt", origin | weights)
+        save_atomically(
+            self.folder / "last.pt",
+            {
+                "version": CHECKPOINT_VERSION,
+                "identity": self.identity,
+                "step": state.done,
+                "best": state.best,
+                "log": state.log,
+                "schedule": state.schedule,
+                "net": self.net.state_dict(),
+                "averaged": self.averaged.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
+
+    def batches(self, first: int) -> Generator[Batch, None, None]:
+        """This process' share of every batch from `first` on; the next is drawn while one is used.
+
+        The transform stays in the caller's thread: two threads that both run parallel kernels get in each other's way.
+        """
+        options, config = self.options, self.config
+        mine = range(self.group.rank, options.batch, self.group.size)
+
+        def draw(step: int) -> Tensor:
+            drawn = [self.remixer.draw(np.random.default_rng([options.seed, step, item])) for item in mine]
+            return torch.from_numpy(np.stack([np.stack(example) for example in drawn]))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead:
+            waiting = ahead.submit(draw, first)
+            for step in range(first, options.steps):
+                signals = waiting.result()  # (batch, mixture and target, channels, samples)
+                waiting = ahead.submit(draw, min(step + 1, options.steps - 1))
+                spectra = stft(signals.to(self.device), config.n_fft, config.hop, center=False)
+                mixture, target = spectra.permute(1, 0, 4, 2, 3)  # each (batch, frames, channels, bins)
+                yield Batch(mixture, target, mixture.abs(), config)
+
+
+def _check(pack: Pack, config: Config, options: TrainOptions) -> None:
+    if config.stems != ("vocals",):
+        raise UsageError(f"this trainer trains a vocals network, the config has the stems {', '.join(config.stems)}")
+    if options.loss not in LOSSES:
+        raise UsageError(f"no loss named {options.loss!r}; known: {', '.join(LOSSES)}")
+    if pack.sample_rate != config.sample_rate:
+        raise UsageError(
+            f"the store is at {pack.sample_rate} Hz and the network at {config.sample_rate} Hz: pack the songs again "
+            f"with --rate {config.sample_rate}"
+        )
+
+
+def build_network(config: Config, options: TrainOptions) -> nn.Module:
+    """The network of a run, with first weights drawn from torch's generator."""
+    if options.network == "openunmix":
+        from umx_ext.training.baseline import OpenUnmixNet
+
+        return OpenUnmixNet(config)
+    return MaskNet(config)
+
+
+def _precision(asked: str, device: torch.device) -> str:
+    """What `auto` means on this device; fp16 is for GPUs."""
+    if asked == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 is for GPUs: give precision float32, bf16 or auto on a CPU")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    # Emulated where the CPU has no units for it, which is slower than float32.
+    asks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return "bf16" if device.type == "cpu" and any(ask is not None and ask() for ask in asks) else "float32"
+
+
+def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        version, theirs = saved["version"], saved["identity"]
+    except Exception as error:  # torch raises a dozen kinds
+        raise ModelError(f"{path} is no checkpoint of this trainer, or damaged; delete it to start anew") from error
+    if version != CHECKPOINT_VERSION:
+        raise ModelError(f"{path} was written by another version of the trainer; give another folder, or delete it")
+    for part in identity:
+        ours, other = identity[part], theirs.get(part)
+        if part == "options":
+            ours, other = ours | {"steps": None}, other | {"steps": None}
+        if ours != other:
+            raise UsageError(
+                f"{path.parent} holds a run with other settings or data: {_difference(part, ours, other)}; give "
+                "another folder, or delete it"
+            )
+    return saved
+
+
+def _difference(part: str, ours: Any, theirs: Any) -> str:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in [*ours, *theirs]:
+            if ours.get(name) != theirs.get(name):
+                return f"{name} is {ours.get(name)!r} and was {theirs.get(name)!r}"
+    return f"its {part} differ"
 
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _learning_rate(options: TrainOptions, step: int) -> float:
-    rise = min(1.0, (step + 1) / max(1, options.warmup))
-    return options.learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * step / options.steps))
-
-
-def _standardise(net: MaskNet, remixer: Remixer, options: TrainOptions, config: Config) -> None:
+def _standardise(net: nn.Module, remixer: Remixer, options: TrainOptions, config: Config) -> None:
     """Set each encoder's mean and scale from remixed training examples, per feature, channels together."""
-    encoders = {name: encoder for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)}
-    totals: dict[str, list[Tensor]] = {name: [] for name in config.branches}
+    found = getattr(net, "encoders", {})
+    encoders = {name: encoder for name, encoder in found.items() if isinstance(encoder, Encoder)}
+    totals: dict[str, list[Tensor]] = {name: [] for name in encoders}
+    magnitudes = []
     for item in range(STATISTICS_EXAMPLES):
         mixture, _ = remixer.draw(np.random.default_rng([options.seed, 2**31, item]))
         magnitude = stft(torch.from_numpy(mixture), config.n_fft, config.hop, center=False).abs().permute(2, 0, 1)
+        magnitudes.append(magnitude.flatten(0, 1))
         for name, encoder in encoders.items():
             totals[name].append(encoder.branch(magnitude[None]).flatten(0, 2).double())
     for name, encoder in encoders.items():
-        features = torch.cat(totals[name])
-        deviation = features.std(dim=0)
-        deviation = deviation.clamp_min(1e-4 * float(deviation.max()))
+        mean, deviation = _statistics(torch.cat(totals[name]))
         with torch.no_grad():
-            encoder.mean.copy_(-features.mean(dim=0))
+            encoder.mean.copy_(-mean)
             encoder.scale.copy_(1.0 / deviation)
+    standardise = getattr(net, "standardise", None)
+    if standardise is not None:
+        standardise(*_statistics(torch.cat(magnitudes).double()))
+
+
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every feature, the latter not below a small part of the largest."""
+    deviation = features.std(dim=0)
+    return features.mean(dim=0), deviation.clamp_min(1e-4 * float(deviation.max()))
 
 
 @torch.no_grad()
-def _average(averaged: MaskNet, net: MaskNet, decay: float) -> None:
+def _average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
     for old, new in zip(averaged.state_dict().values(), net.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1.0 - decay)
         else:
             old.copy_(new)
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _write_log(path: Path, log: list[list[float]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "loss", "valid_vocals_sdr_db", "valid_accompaniment_sdr_db", "seconds"])
-        writer.writerows([[row[0], *(f"{value:.4f}" for value in row[1:])] for row in log])
-    os.replace(temporary, path)

@@ -1,0 +1,130 @@
+"""What the trainer keeps account of, and how it falls, in runs of a few steps."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_training import CONFIG, store  # noqa: F401 - a fixture
+from umx_ext.errors import MissingExtraError, UsageError
+from umx_ext.training.fit import dry_run, fit
+from umx_ext.training.losses import LOSSES
+from umx_ext.training.options import SCHEDULES, TrainOptions
+from umx_ext.training.tracks import Pack
+
+OPTIONS = TrainOptions(steps=30, batch=3, excerpt_s=0.5, every=15, warmup=2, learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_learnt(store, tmp_path, loss):  # noqa: F811
+    losses = []
+    fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, loss=loss), tmp_path,
+        progress=lambda now: losses.append(now.loss))  # fmt: skip
+    assert np.mean(losses[-5:]) < 0.98 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_killed_run_is_the_same_to_the_bit_under_every_schedule(store, tmp_path, schedule, ema):  # noqa: F811
+    options = dataclasses.replace(OPTIONS, steps=8, every=2, schedule=schedule, plateau_patience=1, ema=ema)
+
+    class Killed(Exception):
+        pass
+
+    def kill(now):
+        if now.step == 5:
+            raise Killed
+
+    fit(Pack(store), CONFIG, options, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(Pack(store), CONFIG, options, tmp_path / "killed", progress=kill)
+    fit(Pack(store), CONFIG, options, tmp_path / "killed")
+    whole, killed = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
+    for part in ("net", "averaged"):
+        assert all(torch.equal(whole[part][key], killed[part][key]) for key in whole[part])
+
+
+def test_without_averaging_what_is_shipped_is_the_network(store, tmp_path):  # noqa: F811
+    fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=4, every=2, ema=0.0), tmp_path)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert all(torch.equal(state["net"][key], state["averaged"][key]) for key in state["net"])
+
+
+def test_a_run_that_gets_no_better_ends(store, tmp_path):  # noqa: F811
+    steps = []
+    options = dataclasses.replace(OPTIONS, steps=1000, every=1, learning_rate=1e-12, ema=0.0, patience=3)
+    fit(Pack(store), CONFIG, options, tmp_path, progress=lambda now: steps.append(now.step))
+    assert 4 <= len(steps) < 60
+    assert len(list(csv.reader((tmp_path / "log.csv").open()))) == len(steps) + 1
+
+
+def test_the_real_openunmix_is_trained_by_the_same_steps(store, tmp_path):  # noqa: F811
+    from tests.peers import import_peer
+
+    import_peer("openunmix")
+    config = dataclasses.replace(CONFIG, branches=("linear",), mask="relu")
+    losses = {"umx_ext": [], "openunmix": []}
+    for network, found in losses.items():
+        options = dataclasses.replace(OPTIONS, network=network, loss="mse")
+        fit(Pack(store), config, options, tmp_path / network, progress=lambda now, found=found: found.append(now.loss))
+        assert np.mean(found[-5:]) < 0.9 * np.mean(found[:5])
+    # The same architecture, size, examples, rate: the first loss differs by the first weights alone.
+    assert losses["openunmix"][0] == pytest.approx(losses["umx_ext"][0], rel=0.3)
+
+
+def test_a_start_that_was_asked_for_is_where_the_run_begins(store, tmp_path):  # noqa: F811
+    def zeros(net):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.zero_()
+
+    options = dataclasses.replace(OPTIONS, steps=1, every=1, learning_rate=1e-12, weight_decay=0.0, ema=0.0)
+    fit(Pack(store), CONFIG, options, tmp_path, initial=zeros)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)["net"]
+    assert all(value.abs().max() < 1e-9 for key, value in state.items() if "weight" in key)
+
+
+def test_a_dry_run_counts_what_a_run_takes(store):  # noqa: F811
+    found = dry_run(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=1000, every=100))
+    assert found.run_s == pytest.approx(1000 * found.step_s + 10 * found.validation_s)
+    assert found.parameters > 1000 and found.peak_mb > 50 and found.device == "cpu"
+
+
+def test_another_version_of_a_checkpoint_is_refused(store, tmp_path):  # noqa: F811
+    from umx_ext.errors import ModelError
+
+    torch.save({"version": 1, "identity": {}}, tmp_path / "last.pt")
+    with pytest.raises(ModelError, match="another version"):
+        fit(Pack(store), CONFIG, OPTIONS, tmp_path)
+
+
+def test_settings_that_do_not_fit_the_store_are_refused(store, tmp_path):  # noqa: F811
+    for config, options, said in (
+        (dataclasses.replace(CONFIG, sample_rate=16000), OPTIONS, "--rate 16000"),
+        (dataclasses.replace(CONFIG, stems=("vocals", "drums")), OPTIONS, "a vocals network"),
+        (CONFIG, dataclasses.replace(OPTIONS, loss="huber"), "known: phase-sensitive"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            fit(Pack(store), config, options, tmp_path)
+
+
+def test_tensorboard_is_asked_for_in_words(store, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        fit(Pack(store), CONFIG, OPTIONS, tmp_path, tensorboard=True)
+
+
+def test_tensorboard_gets_scalars_sounds_and_pictures(store, tmp_path):  # noqa: F811
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=4, every=2, examples=1), tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss", "learning rate", "valid/target SDR, dB"} <= set(tags["scalars"])
+    assert tags["images"] == ["v"] and tags["audio"] == ["v"]

@@ -1,0 +1,82 @@
+"""Two processes that do one run, against one process that does it alone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.test_training import CONFIG, store  # noqa: F401 - a fixture
+from umx_ext.training.parallel import GlobalBatchNorm, Group, joined, with_global_norms
+
+ROOT = Path(__file__).parent.parent
+
+SCRIPT = """
+import dataclasses, json, os, sys
+from pathlib import Path
+from tests.test_training import CONFIG
+from umx_ext.training.fit import fit
+from umx_ext.training.options import TrainOptions
+from umx_ext.training.tracks import Pack
+import torch
+torch.set_num_threads(1)
+losses = []
+options = TrainOptions(steps=8, batch=5, excerpt_s=0.5, every=4, warmup=2, learning_rate=3e-3)
+config = dataclasses.replace(CONFIG, dropout=0.0)
+fit(Pack(Path(sys.argv[1])), config, options, Path(sys.argv[2]), progress=lambda now: losses.append(now.loss))
+if os.environ.get("RANK", "0") == "0":
+    Path(sys.argv[2], "losses.json").write_text(json.dumps(losses))
+"""
+
+
+def run(store: Path, folder: Path, processes: int) -> list[float]:  # noqa: F811
+    import json
+
+    script = folder.with_suffix(".py")
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(script), str(store), str(folder)]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True, timeout=120)
+    return json.loads((folder / "losses.json").read_text())
+
+
+def test_two_processes_do_the_run_of_one(store, tmp_path):  # noqa: F811
+    alone, together = run(store, tmp_path / "alone", 1), run(store, tmp_path / "together", 2)
+    assert together == pytest.approx(alone, rel=2e-4)
+    assert alone[0] != pytest.approx(alone[-1], rel=1e-2)  # they did learn something: not the same number eight times
+    logs = [list(csv.reader((tmp_path / which / "log.csv").open())) for which in ("alone", "together")]
+    for first, second in zip(*(log[1:] for log in logs), strict=True):
+        assert [float(value) for value in first[:4]] == pytest.approx([float(value) for value in second[:4]], abs=0.02)
+
+
+def test_a_process_of_its_own_is_a_group_of_one():
+    with joined(torch.device("cpu")) as group:
+        assert group == Group(0, 1) and group.leads
+        assert group.agree(3) == 3 and group.total(torch.tensor(2.0)) == 2
+
+
+def test_a_global_norm_is_torchs_in_a_group_of_one(monkeypatch):
+    """The same numbers, gradients and running statistics, where there is nobody to add up with."""
+    import torch.distributed.nn.functional as functional
+
+    monkeypatch.setattr(functional, "all_reduce", lambda value: value)
+    torch.manual_seed(0)
+    plain, ours = nn.BatchNorm1d(7), nn.BatchNorm1d(7)
+    with_global_norms(ours)
+    assert type(ours) is GlobalBatchNorm
+    results = []
+    for norm in (plain, ours):
+        values = (3 * torch.randn(50, 7, generator=torch.Generator().manual_seed(1)) + 2).requires_grad_()
+        norm(values).square().mul(torch.arange(7.0)).sum().backward()
+        results.append((norm(values.detach()), values.grad, norm.weight.grad, norm.running_mean, norm.running_var))
+        assert int(norm.num_batches_tracked) == 2
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain.eval()(torch.ones(2, 7)), ours.eval()(torch.ones(2, 7)))

@@ -1,0 +1,78 @@
+"""A trained network as a model that `umx-ext separate -n` and `umx_ext.load` take."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from umx_ext.errors import ModelError
+from umx_ext.separation.config import Config
+from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.pretrained import save
+from umx_ext.separation.separator import Separator
+
+__all__ = ["chosen_of", "export"]
+
+
+def chosen_of(run: Path, *, last: bool = False) -> dict[str, Any]:
+    """The weights of a run and where they come from: the best validated ones, or those of its last validation.
+
+    Raises:
+        ModelError: the folder has no such checkpoint, or it is damaged.
+    """
+    path = run / ("last.pt" if last else "best.pt")
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        if not last:
+            return state
+        origin = state["identity"] | {"step": state["step"], "schedule": state["schedule"]}
+        return origin | {"state": state["averaged"], "sdr_db": state["log"][-1][2]}
+    except Exception as error:  # torch raises a dozen kinds
+        raise ModelError(f"{path} is no checkpoint of a run that was validated; train it first") from error
+
+
+def export(
+    chosen: Mapping[str, Any],
+    target: Path,
+    *,
+    niter: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    half: bool = True,
+) -> None:
+    """Write a run's weights as safetensors.
+
+    Args:
+        chosen: what `chosen_of` gives.
+        target: the file.
+        niter: iterations of the Wiener filter by default; None for what the run's config says.
+        metadata: more to say of its origin than the run knows: commit, licence.
+        half: store as float16, at half the size.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    config = Config.from_dict(chosen["config"])
+    if niter is not None:
+        config = dataclasses.replace(config, niter=niter)
+    state = chosen["state"]
+    if chosen["options"]["network"] == "openunmix":
+        from umx_ext.training.baseline import masknet_state
+
+        state = masknet_state(state)
+    net = MaskNet(config)
+    net.load_state_dict(state, strict=False)  # counters of the batch norms are not kept by open-unmix
+    origin = {
+        "data_sha256": chosen["data"],
+        "steps": str(chosen["step"]),
+        "seed": str(chosen["options"]["seed"]),
+        "options": json.dumps(chosen["options"]),
+        "draws": json.dumps(chosen["draws"]),
+        "schedule": json.dumps(chosen["schedule"]),
+        "valid_sdr_db": f"{chosen['sdr_db']:.3f}",
+    }
+    save(Separator(config, {config.stems[0]: net}), target, metadata=origin | dict(metadata or {}), half=half)

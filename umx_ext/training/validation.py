@@ -1,0 +1,88 @@
+"""The score that a run is steered by: whole songs of the validation split, never remixed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from umx_ext.evaluation.sdr import median_sdr
+from umx_ext.separation.config import Config
+from umx_ext.spectral import istft, stft
+from umx_ext.training.tracks import Pack
+
+__all__ = ["Score", "Song", "masked", "peak_memory_mb", "separated_songs", "validate"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Medians over songs of the median SDR over their seconds, dB.
+
+    Attributes:
+        target_sdr_db: of the stem.
+        rest_sdr_db: of the mixture minus the stem.
+    """
+
+    target_sdr_db: float
+    rest_sdr_db: float
+
+
+@dataclass(frozen=True)
+class Song:
+    """A validation song and what a network made of it; waveforms `(channels, samples)`."""
+
+    name: str
+    mixture: Tensor
+    target: Tensor
+    estimate: Tensor
+
+
+def validate(net: nn.Module, pack: Pack, config: Config, device: torch.device | str = "cpu") -> Score:
+    """Score a network on the validation songs of MUSDB18, plain mask; the mixture is the sum of a song's stems."""
+    target, rest = [], []
+    for song in separated_songs(net, pack, config, device):
+        target.append(median_sdr(song.target, song.estimate, config.sample_rate))
+        rest.append(median_sdr(song.mixture - song.target, song.mixture - song.estimate, config.sample_rate))
+    return Score(_median(target), _median(rest))
+
+
+def _median(values: list[float]) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.median(finite)) if finite else float("nan")
+
+
+def separated_songs(
+    net: nn.Module, pack: Pack, config: Config, device: torch.device | str = "cpu", most: int | None = None
+) -> Iterator[Song]:
+    """The validation songs, or the first `most` of them, one at a time."""
+    for number, ((name, _), entries) in enumerate(pack.songs("valid", "musdb18").items()):
+        if most is not None and number >= most:
+            return
+        stems = {stem: torch.from_numpy(pack.read(entry)) for stem, entry in entries.items()}
+        mixture = torch.stack(list(stems.values())).sum(dim=0)
+        yield Song(name, mixture, stems[config.stems[0]], masked(net, mixture, config, device))
+
+
+@torch.no_grad()
+def masked(net: nn.Module, mixture: Tensor, config: Config, device: torch.device | str = "cpu") -> Tensor:
+    """The stem that a network's plain mask leaves of a mixture `(channels, samples)`; puts the network into `eval`."""
+    net.eval()
+    spectrum = stft(mixture.to(device), config.n_fft, config.hop)
+    mask = net.mask(spectrum.abs().permute(2, 0, 1)[None])[0].permute(1, 2, 0)  # type: ignore[operator]
+    return istft(spectrum * mask, config.n_fft, config.hop, mixture.shape[-1]).cpu()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory that was held so far: of the GPU, or else of the process (0 where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
