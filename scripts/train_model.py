@@ -7,28 +7,17 @@ and the log. Killed and started again with the same command, it goes on where it
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 import time
 from pathlib import Path
 
+from umx_ext.commands.train import keep_memory
 from umx_ext.separation.config import Config
 from umx_ext.training.fit import Progress, fit
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.tracks import Pack, pack
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 SPEEDS = (0.92, 1.0, 1.087)  # about a semitone and a half either way
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory: returning the large temporaries of each step costs more than the mathematics."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from umx_ext.commands.options import defaulted, option
 from umx_ext.errors import UsageError
 
 __all__ = ["DEFAULT_FILENAME", "Arguments"]
@@ -23,18 +24,6 @@ _MODEL = Group("The model and the filter", sort_key=4)
 _RUN = Group("The run", sort_key=5)
 
 
-def _option(*names: str, group: Group, help: str, metavar: str | None = None, env_var: str | None = None) -> Parameter:
-    return Parameter(
-        name=names, group=group, help=help, metavar=metavar, negative="", env_var=env_var, show_default=lambda _: None
-    )
-
-
-def _defaulted(
-    *names: str, group: Group, help: str, metavar: str | None = None, env_var: str | None = None
-) -> Parameter:
-    return Parameter(name=names, group=group, help=help, metavar=metavar, negative="", env_var=env_var)
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Arguments:
@@ -43,11 +32,11 @@ class Arguments:
     # What to write
     out: Annotated[
         str | None,
-        _option("-o", "--out", group=_WHAT, metavar="DIR", help="Folder of the results [default: separated]."),
+        option("-o", "--out", group=_WHAT, metavar="DIR", help="Folder of the results [default: separated]."),
     ] = None
     filename: Annotated[
         str,
-        _defaulted(
+        defaulted(
             "--filename",
             group=_WHAT,
             metavar="TEMPLATE",
@@ -56,7 +45,7 @@ class Arguments:
     ] = DEFAULT_FILENAME
     stems: Annotated[
         str | None,
-        _option(
+        option(
             "--stems",
             group=_WHAT,
             metavar="A,B",
@@ -66,7 +55,7 @@ class Arguments:
     ] = None
     two_stems: Annotated[
         bool,
-        _option(
+        option(
             "--two-stems",
             group=_WHAT,
             help="Vocals and accompaniment, also with a model of four stems (takes no value).",
@@ -74,7 +63,7 @@ class Arguments:
     ] = False
     karaoke: Annotated[
         bool,
-        _option(
+        option(
             "--karaoke",
             group=_WHAT,
             help="One file: the accompaniment, as SONG.karaoke.EXT beside the song (or in DIR), with its title, artist "
@@ -83,7 +72,7 @@ class Arguments:
     ] = False
     guide_db: Annotated[
         float | None,
-        _option(
+        option(
             "--guide-db",
             group=_WHAT,
             metavar="DB",
@@ -92,7 +81,7 @@ class Arguments:
     ] = None
     accompaniment: Annotated[
         Literal["mixture", "wiener"],
-        _defaulted(
+        defaulted(
             "--accompaniment",
             group=_WHAT,
             help="What the accompaniment is: mixture minus vocals, so that the two add up to the song exactly, or the "
@@ -101,7 +90,7 @@ class Arguments:
     ] = "mixture"
     plot: Annotated[
         bool,
-        _option(
+        option(
             "--plot",
             group=_WHAT,
             help="Also a picture (PNG): waveforms and spectrograms of mixture, vocals, accompaniment.",
@@ -109,27 +98,27 @@ class Arguments:
     ] = False
     if_exists: Annotated[
         Literal["skip", "overwrite", "error"],
-        _defaulted("--if-exists", group=_WHAT, help="What to do about results that are already there."),
+        defaulted("--if-exists", group=_WHAT, help="What to do about results that are already there."),
     ] = "skip"
 
     # How it is written
     format: Annotated[
         str | None,
-        _option("--format", group=_HOW, metavar="FORMAT", help="wav, flac, mp3, ogg, opus or m4a [default: wav]."),
+        option("--format", group=_HOW, metavar="FORMAT", help="wav, flac, mp3, ogg, opus or m4a [default: wav]."),
     ] = None
     bits: Annotated[
         Literal["16", "24", "32f"] | None,
-        _option(
+        option(
             "--bits", group=_HOW, help="Of wav and flac; 32f is float, wav only [default: the input's, at least 16]."
         ),
     ] = None
-    mp3: Annotated[bool, _option("--mp3", group=_HOW, help="Short for --format mp3.")] = False
-    flac: Annotated[bool, _option("--flac", group=_HOW, help="Short for --format flac.")] = False
-    int24: Annotated[bool, _option("--int24", group=_HOW, help="Short for --bits 24.")] = False
-    float32: Annotated[bool, _option("--float32", group=_HOW, help="Short for --bits 32f.")] = False
+    mp3: Annotated[bool, option("--mp3", group=_HOW, help="Short for --format mp3.")] = False
+    flac: Annotated[bool, option("--flac", group=_HOW, help="Short for --format flac.")] = False
+    int24: Annotated[bool, option("--int24", group=_HOW, help="Short for --bits 24.")] = False
+    float32: Annotated[bool, option("--float32", group=_HOW, help="Short for --bits 32f.")] = False
     mp3_bitrate: Annotated[
         int | None,
-        _option(
+        option(
             "--mp3-bitrate",
             group=_HOW,
             metavar="KBPS",
@@ -138,7 +127,7 @@ class Arguments:
     ] = None
     clip_mode: Annotated[
         Literal["rescale", "clamp", "none"],
-        _defaulted(
+        defaulted(
             "--clip-mode",
             group=_HOW,
             help="Where a stem is louder than the format can hold: rescale makes all stems of the song quieter by one "
@@ -147,26 +136,26 @@ class Arguments:
     ] = "rescale"
     rate: Annotated[
         str,
-        _defaulted("--rate", group=_HOW, metavar="HZ", help="Samples a second of the results, or keep the input's."),
+        defaulted("--rate", group=_HOW, metavar="HZ", help="Samples a second of the results, or keep the input's."),
     ] = "keep"
     channels: Annotated[
-        str, _defaulted("--channels", group=_HOW, metavar="N", help="1 (mean), 2 (front pair), or keep the input's.")
+        str, defaulted("--channels", group=_HOW, metavar="N", help="1 (mean), 2 (front pair), or keep the input's.")
     ] = "keep"
 
     # Which inputs, and which part of them
     recursive: Annotated[
-        bool, _option("-r", "--recursive", group=_PART, help="Take folders: every audio file below them.")
+        bool, option("-r", "--recursive", group=_PART, help="Take folders: every audio file below them.")
     ] = False
     start: Annotated[
-        float, _defaulted("--start", group=_PART, metavar="S", help="Where in the song to start, seconds.")
+        float, defaulted("--start", group=_PART, metavar="S", help="Where in the song to start, seconds.")
     ] = 0.0
     duration: Annotated[
         float | None,
-        _option("--duration", group=_PART, metavar="S", help="How much of it to take, seconds [default: to the end]."),
+        option("--duration", group=_PART, metavar="S", help="How much of it to take, seconds [default: to the end]."),
     ] = None
     shard: Annotated[
         str | None,
-        _option(
+        option(
             "--shard",
             group=_PART,
             metavar="I/N",
@@ -177,7 +166,7 @@ class Arguments:
     # The model and the filter
     model: Annotated[
         str | None,
-        _option(
+        option(
             "-n",
             "--model",
             group=_MODEL,
@@ -188,7 +177,7 @@ class Arguments:
     ] = None
     niter: Annotated[
         int | None,
-        _option(
+        option(
             "--niter",
             group=_MODEL,
             metavar="N",
@@ -197,7 +186,7 @@ class Arguments:
     ] = None
     wiener_win_len: Annotated[
         int,
-        _defaulted(
+        defaulted(
             "--wiener-win-len",
             group=_MODEL,
             metavar="N",
@@ -206,7 +195,7 @@ class Arguments:
     ] = 300
     segment: Annotated[
         float | None,
-        _option(
+        option(
             "--segment",
             group=_MODEL,
             metavar="S",
@@ -215,7 +204,7 @@ class Arguments:
     ] = None
     overlap: Annotated[
         float | None,
-        _option(
+        option(
             "--overlap",
             group=_MODEL,
             metavar="S",
@@ -224,16 +213,16 @@ class Arguments:
     ] = None
     no_split: Annotated[
         bool,
-        _option("--no-split", group=_MODEL, help="The whole song in one block: exact, memory grows with the song."),
+        option("--no-split", group=_MODEL, help="The whole song in one block: exact, memory grows with the song."),
     ] = False
     accept_license: Annotated[
-        bool, _option("--accept-license", group=_MODEL, help="Agree to the terms of a model that asks; once a model.")
+        bool, option("--accept-license", group=_MODEL, help="Agree to the terms of a model that asks; once a model.")
     ] = False
 
     # The run
     device: Annotated[
         str,
-        _defaulted(
+        defaulted(
             "-d",
             "--device",
             group=_RUN,
@@ -243,17 +232,17 @@ class Arguments:
         ),
     ] = "auto"
     jobs: Annotated[
-        int, _defaulted("-j", "--jobs", group=_RUN, metavar="N", help="Songs at a time; each takes its own memory.")
+        int, defaulted("-j", "--jobs", group=_RUN, metavar="N", help="Songs at a time; each takes its own memory.")
     ] = 1
     json: Annotated[
-        bool, _option("--json", group=_RUN, help="One line of JSON a song on standard output instead of text.")
+        bool, option("--json", group=_RUN, help="One line of JSON a song on standard output instead of text.")
     ] = False
-    quiet: Annotated[bool, _option("-q", "--quiet", group=_RUN, help="Say nothing but errors.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", group=_RUN, help="Say nothing but errors.")] = False
     verbose: Annotated[
-        bool, _option("-v", "--verbose", group=_RUN, help="Say more, on standard error, instead of progress bars.")
+        bool, option("-v", "--verbose", group=_RUN, help="Say more, on standard error, instead of progress bars.")
     ] = False
     no_progress: Annotated[
-        bool, _option("--no-progress", group=_RUN, help="No progress bars (there are none unless this is a terminal).")
+        bool, option("--no-progress", group=_RUN, help="No progress bars (there are none unless this is a terminal).")
     ] = False
 
     def check(self) -> None:

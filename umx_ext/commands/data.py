@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from umx_ext.commands.evaluate_arguments import defaulted, option
+from umx_ext.commands.options import defaulted, option
 from umx_ext.commands.terminal import Terminal
 from umx_ext.errors import UsageError
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from umx_ext.commands.evaluate_arguments import Arguments, TableKind, defaulted, option
+from umx_ext.commands.evaluate_arguments import Arguments, TableKind
 from umx_ext.commands.fetching import Downloads, ask_for_acceptance
+from umx_ext.commands.options import defaulted, option
 from umx_ext.commands.terminal import Terminal, one_line
 from umx_ext.errors import UmxError, UsageError
 from umx_ext.separation.pretrained import DEFAULT_MODEL, MODELS, pull

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from umx_ext.commands.options import defaulted, option
 from umx_ext.errors import UsageError
 
-__all__ = ["Arguments", "TableKind", "defaulted", "option"]
+__all__ = ["Arguments", "TableKind"]
 
 TableKind = Literal["md", "csv", "json"]
 
@@ -17,16 +18,6 @@ _WHAT = Group("What is scored", sort_key=1)
 _HOW = Group("How it is scored", sort_key=2)
 _OUT = Group("What comes out", sort_key=3)
 _RUN = Group("The run", sort_key=4)
-
-
-def option(*names: str, help: str, metavar: str | None = None, **more: Any) -> Parameter:
-    """An option whose default is nothing to show."""
-    return Parameter(name=names, help=help, metavar=metavar, negative="", show_default=lambda _: None, **more)
-
-
-def defaulted(*names: str, help: str, metavar: str | None = None, **more: Any) -> Parameter:
-    """An option whose default the help shows."""
-    return Parameter(name=names, help=help, metavar=metavar, negative="", **more)
 
 
 @Parameter(name="*")

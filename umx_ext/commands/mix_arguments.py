@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from umx_ext.codecs.formats import FORMATS
+from umx_ext.commands.options import defaulted, option
 from umx_ext.errors import OutputError, UsageError
 
 __all__ = ["AUTO", "MOST_SHIFT_S", "Arguments", "Outputs"]
@@ -23,18 +24,6 @@ _WHAT = Group("What to write", sort_key=1)
 _HOW = Group("How it is mixed", sort_key=2)
 _WHEN = Group("When the take begins", sort_key=3)
 _RUN = Group("The run", sort_key=4)
-
-
-def _option(*names: str, group: Group, help: str, metavar: str | None = None, env_var: str | None = None) -> Parameter:
-    return Parameter(
-        name=names, group=group, help=help, metavar=metavar, negative="", env_var=env_var, show_default=lambda _: None
-    )
-
-
-def _defaulted(
-    *names: str, group: Group, help: str, metavar: str | None = None, env_var: str | None = None
-) -> Parameter:
-    return Parameter(name=names, group=group, help=help, metavar=metavar, negative="", env_var=env_var)
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Arguments:
     # What to write
     out: Annotated[
         str | None,
-        _option(
+        option(
             "-o",
             "--out",
             group=_WHAT,
@@ -70,7 +59,7 @@ class Arguments:
     ] = None
     format: Annotated[
         str | None,
-        _option(
+        option(
             "--format",
             group=_WHAT,
             metavar="FORMAT",
@@ -79,21 +68,21 @@ class Arguments:
     ] = None
     bits: Annotated[
         Literal["16", "24", "32f"] | None,
-        _option(
+        option(
             "--bits", group=_WHAT, help="Of wav and flac; 32f is float, wav only [default: the backing's, at least 16]."
         ),
     ] = None
     save_chain: Annotated[
         str | None,
-        _option("--save-chain", group=_WHAT, metavar="FILE", help="Also every effect with its numbers, JSON to edit."),
+        option("--save-chain", group=_WHAT, metavar="FILE", help="Also every effect with its numbers, JSON to edit."),
     ] = None
     report: Annotated[
         str | None,
-        _option("--report", group=_WHAT, metavar="FILE", help="Also what was measured and decided, and why, JSON."),
+        option("--report", group=_WHAT, metavar="FILE", help="Also what was measured and decided, and why, JSON."),
     ] = None
     plot: Annotated[
         str | None,
-        _option(
+        option(
             "--plot",
             group=_WHAT,
             metavar="FILE",
@@ -102,13 +91,13 @@ class Arguments:
     ] = None
     if_exists: Annotated[
         Literal["skip", "overwrite", "error"],
-        _defaulted("--if-exists", group=_WHAT, help="What to do about results that are already there."),
+        defaulted("--if-exists", group=_WHAT, help="What to do about results that are already there."),
     ] = "skip"
 
     # How it is mixed
     preset: Annotated[
         str | None,
-        _option(
+        option(
             "--preset",
             group=_HOW,
             metavar="NAME",
@@ -117,7 +106,7 @@ class Arguments:
     ] = None
     vocal_db: Annotated[
         float | None,
-        _option(
+        option(
             "--vocal-db",
             group=_HOW,
             metavar="DB",
@@ -126,7 +115,7 @@ class Arguments:
     ] = None
     reverb_db: Annotated[
         float | None,
-        _option(
+        option(
             "--reverb-db",
             group=_HOW,
             metavar="DB",
@@ -136,7 +125,7 @@ class Arguments:
     ] = None
     bpm: Annotated[
         float | None,
-        _option(
+        option(
             "--bpm",
             group=_HOW,
             metavar="BPM",
@@ -146,7 +135,7 @@ class Arguments:
     ] = None
     lufs: Annotated[
         float | None,
-        _option(
+        option(
             "--lufs",
             group=_HOW,
             metavar="LUFS",
@@ -155,7 +144,7 @@ class Arguments:
     ] = None
     true_peak: Annotated[
         float | None,
-        _option(
+        option(
             "--true-peak",
             group=_HOW,
             metavar="DBTP",
@@ -164,7 +153,7 @@ class Arguments:
     ] = None
     chain: Annotated[
         str | None,
-        _option(
+        option(
             "--chain",
             group=_HOW,
             metavar="FILE",
@@ -175,7 +164,7 @@ class Arguments:
     # When the take begins
     offset: Annotated[
         str | None,
-        _option(
+        option(
             "--offset",
             group=_WHEN,
             metavar="MS|auto",
@@ -185,7 +174,7 @@ class Arguments:
     ] = None
     song: Annotated[
         str | None,
-        _option(
+        option(
             "--song",
             group=_WHEN,
             metavar="ORIGINAL",
@@ -196,7 +185,7 @@ class Arguments:
     # The run
     device: Annotated[
         str,
-        _defaulted(
+        defaulted(
             "-d",
             "--device",
             group=_RUN,
@@ -206,14 +195,14 @@ class Arguments:
         ),
     ] = "auto"
     json: Annotated[
-        bool, _option("--json", group=_RUN, help="One line of JSON on standard output instead of text.")
+        bool, option("--json", group=_RUN, help="One line of JSON on standard output instead of text.")
     ] = False
-    quiet: Annotated[bool, _option("-q", "--quiet", group=_RUN, help="Say nothing but errors.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", group=_RUN, help="Say nothing but errors.")] = False
     verbose: Annotated[
-        bool, _option("-v", "--verbose", group=_RUN, help="Say more, on standard error, instead of a progress bar.")
+        bool, option("-v", "--verbose", group=_RUN, help="Say more, on standard error, instead of a progress bar.")
     ] = False
     no_progress: Annotated[
-        bool, _option("--no-progress", group=_RUN, help="No progress bar (there is none unless this is a terminal).")
+        bool, option("--no-progress", group=_RUN, help="No progress bar (there is none unless this is a terminal).")
     ] = False
 
     def check(self) -> None:
@@ -222,7 +211,7 @@ class Arguments:
         Raises:
             UsageError: names the option and what it takes.
         """
-        for option, value, low, high, unit in (
+        for flag, value, low, high, unit in (
             ("--vocal-db", self.vocal_db, -60, 60, "dB"),
             ("--reverb-db", self.reverb_db, -60, 12, "dB"),
             ("--bpm", self.bpm, 20, 400, "beats a minute"),
@@ -230,7 +219,7 @@ class Arguments:
             ("--true-peak", self.true_peak, -60, 0, "dBTP"),
         ):
             if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"{option} takes {low} to {high} {unit}, not {value:g}")
+                raise UsageError(f"{flag} takes {low} to {high} {unit}, not {value:g}")
         if self.chain is not None:
             given = [f"--{name.replace('_', '-')}" for name in BLIND if getattr(self, name) is not None]
             if given:

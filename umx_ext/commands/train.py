@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Toml
 
-from umx_ext.commands.evaluate_arguments import defaulted, option
+from umx_ext.commands.options import defaulted, option
 from umx_ext.commands.terminal import Terminal, one_line
 from umx_ext.errors import UsageError
 from umx_ext.separation.config import Config
