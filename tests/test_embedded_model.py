@@ -11,9 +11,9 @@ import torch
 
 import umx_ext
 from umx_ext import audio
+from umx_ext.corpora import MUSDB_STREAMS
 from umx_ext.evaluation.sdr import median_sdr
 from umx_ext.separation import pretrained
-from umx_ext.training.tracks import STEM_STREAMS
 
 WEIGHTS = Path(umx_ext.__file__).parent / "weights"
 FILE = WEIGHTS / "umx_ext.safetensors"
@@ -47,7 +47,7 @@ def test_it_meets_its_bar_on_the_30_test_songs(model, data):
     vocals_sdr, rest_sdr, left_db, half = [], [], [], []
     for path in sorted((data / "musdb18-7" / "test").glob("*.stem.mp4")):
         mixture = audio.read(path, stream=0)[0]
-        stems = {stem: audio.read(path, stream=index)[0] for stem, index in STEM_STREAMS.items()}
+        stems = {stem: audio.read(path, stream=index)[0] for stem, index in MUSDB_STREAMS.items() if stem != "mixture"}
         vocals = stems.pop("vocals")
         rest = torch.stack(list(stems.values())).sum(dim=0)
         estimate = model.separate(mixture, 44100)
