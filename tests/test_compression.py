@@ -12,7 +12,7 @@ from torch import Tensor
 
 from umx_ext import audio, levels
 from umx_ext.mixing.compression import Take, compress, loudest
-from umx_ext.mixing.effects import Compressor
+from umx_ext.mixing.effects import Compressor, gain_reduction_db
 from umx_ext.mixing.settings import PRESETS
 
 POSTER, STUDIO = PRESETS["poster"], PRESETS["studio"]
@@ -95,6 +95,21 @@ def test_the_nearest_is_returned_when_no_compressor_reaches_the_target():
     tried = [Compressor(threshold, ratio) for threshold in (-40, -20) for ratio in (1.1, 1.2)]
     misses = [abs(levels.loudness_range_lu(one(take, RATE), RATE) - 5) for one in tried]
     assert abs(report.lra_after_lu - 5) <= min(misses) + 0.1
+
+
+def test_the_singing_is_not_turned_down_further_than_allowed():
+    """Measured on the samples: the compressor's own gain, where the take is active."""
+    take = wide()
+
+    def on_average_db(most_db: float) -> float:
+        compressor, report = compress(take, RATE, replace(STUDIO, lra_target_lu=1.0, singing_reduction_db=most_db))
+        frames = gain_reduction_db(compressor, take, RATE).view(-1, RATE // 20).mean(1)
+        found = float(frames[levels.active_frames(take, RATE)].mean())
+        assert abs(report.singing_reduction_db) == pytest.approx(abs(found), abs=0.3)
+        return abs(found)
+
+    assert on_average_db(100.0) > 8  # unless it is forbidden
+    assert 1 < on_average_db(4.0) < 4.3
 
 
 def test_a_range_within_the_target_is_left_alone():

@@ -392,8 +392,9 @@ def _afterthoughts(
         notes.append(f"A high-pass at {highpass_hz:g} Hz takes the offset out of the vocal.")
     if compression.converged is False:
         notes.append(
-            f"No compressor brings the vocal's loudness range to {settings.lra_target_lu:g} LU; the nearest one brings "
-            f"it from {compression.lra_before_lu:.1f} to {compression.lra_after_lu:.1f} LU."
+            f"No compressor that turns the singing down by {settings.singing_reduction_db:g} dB or less on average "
+            f"brings the vocal's loudness range to {settings.lra_target_lu:g} LU; the nearest one brings it from "
+            f"{compression.lra_before_lu:.1f} to {compression.lra_after_lu:.1f} LU."
         )
     if balance.difference_lu is None and vocals.peak_db is not None:
         notes.append("One of the tracks has no loudness to balance the other with; the vocal's fader stays at 0 dB.")
