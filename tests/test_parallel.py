@@ -43,7 +43,8 @@ def run(store: Path, folder: Path, processes: int) -> list[float]:  # noqa: F811
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(script), str(store), str(folder)]
-    subprocess.run(command, check=True, env=environment, cwd=ROOT, capture_output=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=120, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "losses.json").read_text())
 
 

@@ -69,6 +69,7 @@ def joined(device: torch.device) -> Iterator[Group]:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        torch.distributed.barrier()  # nobody leaves while another may still talk to it
     finally:
         if ours:
             torch.distributed.destroy_process_group()
