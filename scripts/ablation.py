@@ -104,7 +104,7 @@ def built(chosen: dict[str, Any], rate: float, seed: int) -> tuple[Config, Train
 
 def train(store: Path, folder: Path, chosen: dict[str, Any]) -> None:
     """One run, in a process of its own."""
-    from umx_ext.commands.train import keep_memory
+    from umx_ext.cli import keep_memory
 
     keep_memory()
     torch.set_num_threads(1)

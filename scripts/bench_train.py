@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from umx_ext.commands.train import keep_memory
+from umx_ext.cli import keep_memory
 from umx_ext.separation.config import Config
 from umx_ext.spectral import stft
 from umx_ext.training.fit import Progress, fit

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from umx_ext.commands.train import keep_memory
+from umx_ext.cli import keep_memory
 from umx_ext.separation.config import Config
 from umx_ext.training.fit import Progress, fit
 from umx_ext.training.options import TrainOptions

@@ -62,7 +62,7 @@ def test_lanes_give_what_a_single_run_gives(forgetting: float, frames: int, reve
     assert (found - exact).abs().max() < 3 * (plain - exact).abs().max() + 2e-6
 
 
-def test_a_network_that_forgets_takes_a_third_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_forgets_takes_little_more_than_a_quarter_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm, values = network(-1.0), torch.randn(10000, 16)
     steps = frames_run(monkeypatch)
     in_lanes(lstm, values, False)

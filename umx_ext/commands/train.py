@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib
 import os
@@ -49,7 +48,6 @@ _NETWORK = Group("The network", sort_key=2)
 _TRAINING = Group("The training", sort_key=3)
 _EXAMPLES = Group("The examples", sort_key=4)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 SHOWN_EVERY_S = 0.2
 SMOOTH = 0.98  # of the loss in the progress line
 
@@ -149,7 +147,6 @@ def train(
     from umx_ext.training.export import chosen_of, export
     from umx_ext.training.tracks import Pack
 
-    keep_memory()
     for module in import_:
         _import(module)
     config = Config(**{field.name: getattr(shape, field.name) for field in dataclasses.fields(Config)})
@@ -262,16 +259,3 @@ class _Line:
             line = f"\r{one_line(line):<110}"
         sys.stderr.write(line + ("\n" if stays or not self._tty else ""))
         sys.stderr.flush()
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory: returning the large temporaries of each step costs more than the mathematics.
-
-    A library must not do this to its caller's process; the command's process is ours.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ from umx_ext.training.parallel import Group, joined, with_global_norms
 from umx_ext.training.remix import Remixer
 from umx_ext.training.schedule import learning_rate, worn_out
 from umx_ext.training.tracks import Pack
-from umx_ext.training.validation import Score, validate
+from umx_ext.training.validation import Score, peak_memory_mb, validate
 
 __all__ = ["DryRun", "Progress", "build_network", "dry_run", "fit"]
 
@@ -93,7 +94,7 @@ def fit(
     pack: Pack,
     config: Config,
     options: TrainOptions,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     draws: Draws | None = None,
     initial: Callable[[nn.Module], None] | None = None,
@@ -128,7 +129,7 @@ def fit(
         ModelError: a checkpoint that cannot be read.
         OutputError: the folder cannot be written; what was saved before is whole.
     """
-    place = torch.device(device)
+    place, folder = torch.device(device), Path(folder)
     with _own_random_numbers(place), joined(place) as group:
         run = _Run(pack, config, options, folder, draws or {}, initial, place, group)
         with Journal(folder, pack, config, options, tensorboard=tensorboard and group.leads) as journal:
@@ -149,8 +150,6 @@ def dry_run(
     Raises:
         UsageError: as `fit`.
     """
-    from umx_ext.training.validation import peak_memory_mb
-
     place = torch.device(device)
     with _own_random_numbers(place):
         run = _Run(pack, config, options, None, draws or {}, None, place, Group())

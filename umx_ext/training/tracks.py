@@ -278,7 +278,8 @@ class Pack:
         UsageError: the folder holds none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        folder = Path(folder)
         try:
             index = json.loads((folder / "index.json").read_text())
         except OSError as error:
