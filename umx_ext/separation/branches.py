@@ -71,7 +71,8 @@ class Mel(Branch):
 
     def forward(self, magnitude: Tensor) -> Tensor:
         """`(batch, frames, channels, bins)` -> `(batch, frames, channels, features)`."""
-        bands = magnitude[..., : self.filters.shape[0]].square() @ self.filters
+        power = magnitude[..., : self.filters.shape[0]].square()
+        bands = (power.flatten(0, -2) @ self.filters).unflatten(0, power.shape[:-1])  # one product, not one a frame
         return (bands + POWER_FLOOR).log() if self.log else bands
 
 

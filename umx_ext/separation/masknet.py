@@ -12,12 +12,28 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
 from umx_ext.separation.config import Config
 
 __all__ = ["Encoder", "MaskNet", "from_openunmix_state"]
+
+
+class Norm(nn.BatchNorm1d):
+    """A batch norm that can be asked for another weight and bias than its own."""
+
+    def normalised(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """`(batch, features)` -> the same shape."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum
+        return functional.batch_norm(values, mean, variance, weight, bias, self.training, momentum or 0.0, self.eps)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`(batch, features)` -> the same shape."""
+        return self.normalised(values, self.weight, self.bias)
 
 
 class Encoder(nn.Module):
@@ -35,7 +51,7 @@ class Encoder(nn.Module):
         self.mean = nn.Parameter(torch.zeros(features))
         self.scale = nn.Parameter(torch.ones(features))
         self.fc1 = nn.Linear(features * config.channels, hidden, bias=False)
-        self.bn1 = nn.BatchNorm1d(hidden)
+        self.bn1 = Norm(hidden)
         self.lstm = nn.LSTM(
             hidden,
             hidden // 2,
@@ -47,14 +63,18 @@ class Encoder(nn.Module):
 
     def forward(self, magnitude: Tensor) -> Tensor:
         """`(batch, frames, channels, bins)` -> `(frames, batch, 2 * hidden)`: encoder output beside BLSTM output."""
-        features = (self.branch(magnitude) + self.mean) * self.scale
-        hidden = self.fc1(features.flatten(2))  # (batch, frames, hidden)
+        features = self.branch(magnitude)
+        # fc1 of the standardised features, with the standardisation in its matrix: features are many, and only the
+        # small products have to be differentiated.
+        weight = self.fc1.weight.view(-1, *features.shape[2:])  # (hidden, channels, features)
+        bias = (weight @ (self.mean * self.scale)).sum(dim=1)
+        hidden = functional.linear(features.flatten(2), (weight * self.scale).flatten(1), bias)
         hidden = torch.tanh(_normalised(self.bn1, hidden)).transpose(0, 1)
         recurrent, _ = self.lstm(hidden)
         return torch.cat([hidden, recurrent], dim=-1)
 
 
-def _normalised(norm: nn.BatchNorm1d, hidden: Tensor) -> Tensor:
+def _normalised(norm: Norm, hidden: Tensor) -> Tensor:
     return norm(hidden.flatten(0, 1)).view(hidden.shape)
 
 
@@ -89,9 +109,9 @@ class MaskNet(nn.Module):
         self.gains = nn.Parameter(torch.ones(len(config.branches) - 1))  # of each branch after the first
         seen = len(config.branches) if config.fusion == "concat" else 1
         self.fc2 = nn.Linear(2 * hidden * seen, hidden, bias=False)
-        self.bn2 = nn.BatchNorm1d(hidden)
+        self.bn2 = Norm(hidden)
         self.fc3 = nn.Linear(hidden, bins * channels, bias=False)
-        self.bn3 = nn.BatchNorm1d(bins * channels)
+        self.bn3 = Norm(bins * channels)
         self.output_scale = nn.Parameter(torch.ones(bins))
         self.output_mean = nn.Parameter(torch.ones(bins))
 
@@ -119,8 +139,11 @@ class MaskNet(nn.Module):
             )
         parts = (encoder(magnitude) for encoder in self.encoders.values())
         hidden = torch.relu(_normalised(self.bn2, self.fc2(_fused(self.config.fusion, parts, self.gains))))
-        hidden = _normalised(self.bn3, self.fc3(hidden)).view(frames, batch, channels, bins)
-        hidden = (hidden * self.output_scale + self.output_mean).transpose(0, 1)
+        # The output's scale and mean belong to the last norm's: one pass over all bins less.
+        scale, mean = self.output_scale.repeat(channels), self.output_mean.repeat(channels)
+        weight, bias = self.bn3.weight * scale, self.bn3.bias * scale + mean
+        outputs = self.bn3.normalised(self.fc3(hidden).flatten(0, 1), weight, bias)
+        hidden = outputs.view(frames, batch, channels, bins).transpose(0, 1)
         return torch.sigmoid(hidden) if self.config.mask == "sigmoid" else torch.relu(hidden)
 
 

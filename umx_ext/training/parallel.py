@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from umx_ext.separation.masknet import Norm
+
 __all__ = ["GlobalBatchNorm", "Group", "joined", "with_global_norms"]
 
 
@@ -75,13 +77,13 @@ def joined(device: torch.device) -> Iterator[Group]:
             torch.distributed.destroy_process_group()
 
 
-class GlobalBatchNorm(nn.BatchNorm1d):
+class GlobalBatchNorm(Norm):
     """A batch norm whose batch is that of all processes. (torch's own synchronised one works on GPUs only.)"""
 
-    def forward(self, values: Tensor) -> Tensor:
+    def normalised(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """`(batch, features)` -> the same shape."""
         if not self.training:
-            return super().forward(values)
+            return super().normalised(values, weight, bias)
         from torch.distributed.nn.functional import all_reduce
 
         wide = values.float()
@@ -95,12 +97,12 @@ class GlobalBatchNorm(nn.BatchNorm1d):
                 self.running_mean.lerp_(mean.detach(), share)
                 self.running_var.lerp_(variance.detach() * (count / (count - 1)), share)
         normal = (wide - mean) * (variance + self.eps).rsqrt()
-        return (normal * self.weight + self.bias).to(values.dtype)
+        return (normal * weight + bias).to(values.dtype)
 
 
 def with_global_norms(net: nn.Module) -> nn.Module:
     """Let all batch norms of a network look at the batch of all processes; parameters stay the same objects."""
     for module in net.modules():
-        if type(module) is nn.BatchNorm1d:
+        if type(module) in (nn.BatchNorm1d, Norm):
             module.__class__ = GlobalBatchNorm
     return net
