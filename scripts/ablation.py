@@ -3,8 +3,8 @@
 STORE is what `umx-ext data pack` made, MUSDB18 the corpus whose test songs are scored at the end (nothing is chosen by
 them), RUNS a folder for the runs. Every row of the config is trained with every seed on the same number of steps and
 examples; a run that was stopped goes on when the script is called again, one that is done is not repeated. Writes
-`docs/ablation.json` and the README's table: mean over seeds and their range. `--quick` shows the layout in a minute:
-toy songs, a tiny network, nothing written.
+`docs/<name of the config>.json` and the README's table: mean over seeds and their range. `--quick` shows the layout in
+a minute: toy songs, a tiny network, nothing written.
 
 A difference between two rows counts when it is larger than what chance does: the note states the smallest difference of
 two means that these seeds can tell from none (two-sided, 5 %, deviation pooled over all rows).
@@ -73,7 +73,8 @@ def main() -> None:
     if not arguments.quick:
         if arguments.runs is None:
             parser.error("expected STORE MUSDB18 RUNS, or --quick")
-        report(plan, arguments.store, arguments.runs, test_songs(arguments.corpus), arguments.jobs, publish_it=True)
+        songs = test_songs(arguments.corpus)
+        report(plan, arguments.store, arguments.runs, songs, arguments.jobs, arguments.config.stem)
         return
     with tempfile.TemporaryDirectory() as folder:
         toys(Path(folder, "store"))
@@ -84,7 +85,7 @@ def main() -> None:
             {stem: torch.from_numpy(store.read(entry)) for stem, entry in song.items()}
             for song in store.songs("valid", "musdb18").values()
         ]
-        report(plan, Path(folder, "store"), Path(folder, "runs"), songs, arguments.jobs, publish_it=False)
+        report(plan, Path(folder, "store"), Path(folder, "runs"), songs, arguments.jobs, None)
 
 
 def settings(plan: dict[str, Any], row: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def built(chosen: dict[str, Any], rate: float, seed: int) -> tuple[Config, Train
     options = {name: value for name, value in chosen.items() if name in names}
     shapes = {field.name for field in dataclasses.fields(Config)}
     shape = {name: value for name, value in chosen.items() if name in shapes} | chosen.get("config", {})
-    unknown = set(chosen) - names - shapes - {"rates", "follows", "config"}
+    unknown = set(chosen) - names - shapes - {"rates", "follows", "config", "draws"}
     if unknown:
         raise SystemExit(f"no setting named {', '.join(sorted(unknown))}")
     return Config(**shape), TrainOptions(**options | {"learning_rate": rate, "seed": seed})
@@ -109,7 +110,7 @@ def train(store: Path, folder: Path, chosen: dict[str, Any]) -> None:
     keep_memory()
     torch.set_num_threads(1)
     config, options = built(chosen["settings"], chosen["rate"], chosen["seed"])
-    fit(Pack(store), config, options, folder)
+    fit(Pack(store), config, options, folder, draws=chosen["settings"].get("draws"))
     (folder / "done").touch()
 
 
@@ -133,7 +134,7 @@ def score_of(folder: Path) -> float:
 
 
 def report(
-    plan: dict[str, Any], store: Path, runs: Path, songs: list[dict[str, Any]], abreast: int, *, publish_it: bool
+    plan: dict[str, Any], store: Path, runs: Path, songs: list[dict[str, Any]], abreast: int, name: str | None
 ) -> None:
     from tables import machine, publish, render
 
@@ -171,8 +172,8 @@ def report(
         "figures": figures,
     }
     print(render(table))
-    if publish_it:
-        publish("ablation", table)
+    if name is not None:
+        publish(name, table)
 
 
 def shown(values: tuple[float, ...]) -> str:
