@@ -2,7 +2,8 @@
 
 DATA holds `musdb18-7/` and `mir1k/`. Measured are the 94 training songs of MUSDB18's 7-second sample (what
 `umx-ext mixstats DATA/musdb18-7` measures), and, for the loudness range of a take nobody has mixed, the singers of
-MIR-1K's training part, the clips of each song on end. The table goes into `docs/mixstats.json` and the README.
+MIR-1K's training part, the clips of each song on end. The table goes into `docs/mixstats.json` and the README; beside
+it the JSON has `tone`, the constants of `umx_ext.mixing.tone`, of the training songs without the validation ones.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import argparse
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tables import machine, publish, render
 
@@ -18,6 +21,9 @@ from umx_ext import audio, levels
 from umx_ext.corpora import find_songs
 from umx_ext.mixing.statistics import RELIABLE_RANGE_S, Corpus, SilentStemError, measure, summarise
 from umx_ext.stems import Stems
+
+LEAST_VOICE = 0.3  # of the time, to have a tone
+DRY_OCTAVES = 7  # that 16 kHz carries whole
 
 ROWS = (
     "relative_lu",
@@ -40,6 +46,28 @@ def records(root: Path) -> Corpus:
             except SilentStemError as error:
                 silent.append(f"Left out: {error}.")
     return summarise(measured, silent)
+
+
+def tone(corpus: Corpus, dry: Corpus, validation: set[str]) -> dict[str, list[Any]]:
+    """Mean and covariance of the octaves of vocals, of both corpora, the most likely ones under a Gaussian.
+
+    MIR-1K, at 16 kHz, lacks the two highest octaves. These are predicted from the others as MUSDB18's are, and what
+    their prediction leaves open is added.
+    """
+    heard = [song for song in corpus.songs if song.name not in validation and song.active_share >= LEAST_VOICE]
+    full = np.array([song.vocal_bands_db for song in heard])
+    lower = np.concatenate([full[:, :DRY_OCTAVES], [song.vocal_bands_db[:DRY_OCTAVES] for song in dry.songs]])
+    some, rest = slice(0, DRY_OCTAVES), slice(DRY_OCTAVES, None)
+    own = np.cov(full.T)
+    predict = own[rest, some] @ np.linalg.inv(own[some, some])
+    left = own[rest, rest] - predict @ own[some, rest]
+    mean, covariance = np.empty(len(own)), np.empty_like(own)
+    mean[some], covariance[some, some] = lower.mean(0), np.cov(lower.T)
+    mean[rest] = full.mean(0)[rest] + predict @ (mean[some] - full.mean(0)[some])
+    covariance[rest, some] = predict @ covariance[some, some]
+    covariance[some, rest] = covariance[rest, some].T
+    covariance[rest, rest] = left + predict @ covariance[some, some] @ predict.T
+    return {"mean_db": mean.round(1).tolist(), "covariance_db2": covariance.round(1).tolist()}
 
 
 def takes(root: Path) -> Corpus:
@@ -82,6 +110,7 @@ def main() -> None:
         f"{len(dry.songs)} songs of 30 s or more by MIR-1K's training singers. {' '.join(corpus.notes)}",
         "statistics": corpus.to_dict()["statistics"],
         "songs": corpus.to_dict()["songs"],
+        "tone": tone(corpus, dry, {song.name for song in find_songs(arguments.data / "musdb18-7", "valid")}),
         "dry": {"statistics": dry.to_dict()["statistics"], "songs": dry.to_dict()["songs"]},
         "machine": machine(),
     }

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of what `umx_ext.mixing.masking`, `tone` and `vocal` decide, band by band, block by block."""
+"""Slow, obvious twins of what `umx_ext.mixing.masking` and `vocal` decide, band by band, block by block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["integrated_at", "masking_moves", "tone_gains"]
+__all__ = ["integrated_at", "masking_moves"]
 
 
 def masking_moves(vocal: list[float], backing: list[float], both: bool) -> tuple[list[float], list[float]]:
@@ -36,23 +36,6 @@ def masking_moves(vocal: list[float], backing: list[float], both: bool) -> tuple
 def four_largest(gains: list[float]) -> list[float]:
     by_size = sorted(range(len(gains)), key=lambda band: -abs(gains[band]))[:4]
     return [gain if band in by_size and abs(gain) >= 0.5 else 0.0 for band, gain in enumerate(gains)]
-
-
-def tone_gains(level: list[float], typical: list[float], spread: list[float]) -> list[float]:
-    """All nine octaves whole: beyond one spread from the mean (of deviations less their median) back to the edge."""
-    deviations = [a - b for a, b in zip(level, typical, strict=True)]
-    middle = sorted(deviations)[len(deviations) // 2]
-    gains = []
-    for band, deviation in enumerate(deviations):
-        deviation -= middle
-        if deviation > spread[band]:
-            gain = -min(9.0, deviation - spread[band])
-        elif -24 <= deviation < -spread[band] and band >= 2:
-            gain = min(6.0, -spread[band] - deviation)
-        else:
-            gain = 0.0
-        gains.append(gain if abs(gain) >= 0.5 else 0.0)
-    return gains
 
 
 def integrated_at(powers: np.ndarray, gain_db: float) -> float:

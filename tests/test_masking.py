@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +14,11 @@ from torch import Tensor
 
 from tests import reference_vocal
 from umx_ext import levels
-from umx_ext.mixing import masking, tone
+from umx_ext.mixing import masking
 from umx_ext.mixing.effects import Band, ParametricEq
 from umx_ext.mixing.masking import band_levels_db, bands, equalise, moves
-from umx_ext.mixing.reverb import CENTRES_HZ
 from umx_ext.mixing.settings import PRESETS, Settings
-from umx_ext.mixing.tone import SPREAD_DB, TYPICAL_DB, correct, corrections
+from umx_ext.mixing.tone import COVARIANCE_DB2, MEAN_DB, bells, colouring, correct, corrections
 
 RATE = 44100
 POSTER = PRESETS["poster"]
@@ -161,29 +162,48 @@ def test_a_tones_power_is_found_in_its_octave_at_every_rate(rate):
 # ------------------------------------------------------------------------------------------------------------- the tone
 
 
-def test_tone_gains_are_those_of_the_rule_written_band_by_band():
-    generator = np.random.default_rng(2)
-    moved = 0
-    for _ in range(300):
-        level = (np.array(TYPICAL_DB) + 12 * generator.standard_normal(9)).tolist()
-        expected = reference_vocal.tone_gains(level, list(TYPICAL_DB), list(SPREAD_DB))
-        found = corrections(level, RATE, Settings(tone=True))[1]
-        assert np.abs(np.array(found) - expected).max() <= 0.005 + 1e-9
-        moved += sum(gain != 0 for gain in found)
-    assert moved > 300
+def test_the_colouring_is_what_it_was_on_average_of_all_takes_that_measure_alike():
+    """Takes are drawn from the model; the mean of their true gains, as a regression finds it, is what is estimated."""
+    generator, colour_db = np.random.default_rng(2), 5.8
+    covariance, shapes, draws = np.array(COVARIANCE_DB2), bells(RATE), 200_000
+    gains = colour_db * generator.standard_normal((draws, 9))
+    vocals = generator.multivariate_normal(np.zeros(9), covariance, draws)
+    beside = vocals + gains @ shapes.T + generator.standard_normal((draws, 9))  # measured within 1 dB
+    beside -= beside.mean(axis=1, keepdims=True)  # the common level says nothing
+    weights, *_ = np.linalg.lstsq(beside, gains, rcond=None)
+    for seen in beside[:20]:
+        assert np.abs(colouring(seen, covariance, shapes, colour_db) - seen @ weights).max() < 0.25
+    assert np.abs(beside[:20] @ weights).max() > 5
 
 
 def test_an_ordinary_tone_stays_as_it_is_and_the_level_does_not_matter():
-    edge = np.array(TYPICAL_DB) + 0.9 * np.array(SPREAD_DB) * np.array([1, -1, 1, -1, 0, 1, -1, 1, -1])
+    coloured = np.array(MEAN_DB) + np.array([0, 0, 0, 0, 0, 12, 0, 0, 0])
+    gains = corrections(coloured, RATE, PRESETS["studio"])[1]
+    assert min(gains) == gains[5] < -3
     for shift in (0, -20, 15):
-        assert not any(corrections(edge + shift, RATE, PRESETS["studio"])[1])
+        assert not any(corrections(np.array(MEAN_DB) + shift, RATE, PRESETS["studio"])[1])
+        assert corrections(coloured + shift, RATE, PRESETS["studio"])[1] == pytest.approx(gains, abs=0.02)
+
+
+def test_nothing_is_done_about_a_tone_that_is_not_taken_to_be_coloured():
+    coloured = np.array(MEAN_DB) + np.array([0, 0, 0, 0, 0, 12, 0, -9, 0])
+    assert not any(corrections(coloured, RATE, Settings(tone_colour_db=0))[1])
+    most = Settings(most_tone_cut_db=2, most_tone_boost_db=1)
+    assert (min(corrections(coloured, RATE, most)[1]), max(corrections(coloured, RATE, most)[1])) == (-2, 1)
+
+
+def test_octaves_without_voice_and_empty_ones_are_not_lifted():
+    low = np.array(MEAN_DB) - np.array([25, 15, 0, 0, 0, 0, 0, 0, 0])
+    empty = np.array(MEAN_DB) - np.array([0, 0, 0, 0, 0, 0, 0, 0, 40])
+    assert max(corrections(low, RATE, PRESETS["studio"])[1][:2]) <= 0
+    assert corrections(empty, RATE, PRESETS["studio"])[1][8] <= 0
 
 
 def test_at_16_khz_the_octave_that_is_cut_off_is_not_compared():
-    level = np.array(TYPICAL_DB[:8])
-    level[7] -= 20
+    level = np.array(MEAN_DB[:8])
+    level[7] -= 15
     assert not any(corrections(level, 16000, PRESETS["studio"])[1])
-    assert any(corrections(np.append(level, TYPICAL_DB[8]), RATE, PRESETS["studio"])[1])
+    assert any(corrections(np.append(level, MEAN_DB[8]), RATE, PRESETS["studio"])[1])
 
 
 def test_a_take_recorded_through_a_bad_equaliser_comes_nearer_to_what_it_was(data):
@@ -207,5 +227,7 @@ def test_a_take_recorded_through_a_bad_equaliser_comes_nearer_to_what_it_was(dat
     assert len(closer) >= 3 and np.mean(closer) < 0.7
 
 
-def test_the_constants_are_of_nine_octaves():
-    assert len(TYPICAL_DB) == len(SPREAD_DB) == len(CENTRES_HZ) and abs(tone.Q - math.sqrt(2)) < 1e-12
+def test_the_constants_are_those_that_were_measured():
+    written = json.loads((Path(__file__).parents[1] / "docs" / "mixstats.json").read_text())["tone"]
+    assert written == {"mean_db": list(MEAN_DB), "covariance_db2": [list(row) for row in COVARIANCE_DB2]}
+    assert np.linalg.eigvalsh(np.array(COVARIANCE_DB2)).min() > 0

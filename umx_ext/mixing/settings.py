@@ -43,10 +43,11 @@ class Settings:
 
     Attributes:
         highpass_hz: 10 to 500 Hz, second-order high-pass at the head of the vocal's chain; None for none.
-        tone: whether octaves of the take that lie outside of what vocals on records have are brought to its edge
-            (`umx_ext.mixing.tone`).
-        tone_spreads: how far from the mean the edge is, in standard deviations.
-        tone_share, most_tone_cut_db, most_tone_boost_db: share of the excess that is corrected, and at most how much.
+        tone: whether octaves of the take that are probably coloured are corrected (`umx_ext.mixing.tone`).
+        tone_colour_db: how much an octave of a take is coloured, as a standard deviation: the larger, the nearer the
+            take is brought to the mean vocal. 5.8 dB is that of a random equaliser of +-15 dB in four octaves of nine.
+        tone_share, most_tone_cut_db, most_tone_boost_db: share of the colouring that is corrected, and at most how
+            much.
         equalise: whether bands in which vocal and backing hide each other are moved (`umx_ext.mixing.masking`).
         rank_threshold: 1 to 9, how many of a track's strongest octave bands count as essential to it.
         cut_share, most_cut_db: share of the excess that is cut from the vocal where it hides the backing, and at most
@@ -80,7 +81,7 @@ class Settings:
     highpass_hz: float | None = number(None, 10, 500, "Hz", optional=True)
 
     tone: bool = True
-    tone_spreads: float = number(1.0, 0, 10)
+    tone_colour_db: float = number(5.8, 0, 30, "dB")
     tone_share: float = number(1.0, 0, 1)
     most_tone_cut_db: float = number(9.0, 0, 24, "dB")
     most_tone_boost_db: float = number(6.0, 0, 24, "dB")

@@ -1,9 +1,10 @@
-"""Bring the tone of a take back to where vocals on records are, where it lies outside.
+"""Bring the tone of a take back to where it probably was before a microphone, a room or a wrong equaliser coloured it.
 
-What octave bands a vocal has, relative to its own loudness, differs from singer to singer and from song to song, but
-not without bounds. `TYPICAL_DB` and `SPREAD_DB` are mean and standard deviation on records. A take whose octave lies
-further out than that (a dull microphone, a small room, a hand too close) is brought to the edge, not to the mean: what
-is ordinary stays as it is.
+What octave bands a vocal has, relative to its own loudness, differs from singer to singer and from song to song, and
+octaves differ together: who is dull at 4 kHz is dull at 8. `MEAN_DB` and `COVARIANCE_DB2` say how. On top of that every
+octave of the take is taken to be coloured by a gain of its own, independent and with a deviation of
+`Settings.tone_colour_db`. The correction is minus the mean of these gains given what is measured: what is ordinary
+stays nearly as it is, what is far out comes most of the way back, and what several octaves say counts together.
 """
 
 from __future__ import annotations
@@ -11,27 +12,46 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
+from scipy.signal import sosfreqz
 from torch import Tensor
 
 from umx_ext import levels
 from umx_ext.mixing.effects import Band, ParametricEq
+from umx_ext.mixing.equaliser import sections
 from umx_ext.mixing.masking import Q, band_levels_db, bands
 from umx_ext.mixing.reverb import CENTRES_HZ
 from umx_ext.mixing.settings import Settings
 
-__all__ = ["Tone", "correct", "corrections"]
+__all__ = ["COVARIANCE_DB2", "MEAN_DB", "Tone", "bells", "colouring", "correct", "corrections"]
+
+FloatArray = npt.NDArray[np.float64]
 
 # Level of the octaves around 63 Hz to 16 kHz in the frames in which the vocal sounds, minus its integrated loudness:
-# the true vocals of the training songs of MUSDB18's 7-second sample (without its validation songs) that sound at least
-# 30 % of the time, 80 songs.
-TYPICAL_DB = (-44.3, -33.0, -13.6, -8.3, -10.1, -15.1, -19.5, -24.3, -34.7)
-SPREAD_DB = (9.3, 12.5, 6.8, 2.6, 3.8, 4.5, 4.1, 5.8, 7.2)
+# finished vocals of records (80 training songs of MUSDB18's 7-second sample, without its validation songs) and dry ones
+# (songs of 30 s and more by MIR-1K's training singers) together. Written by scripts/measure_mixing.py.
+MEAN_DB = (-37.8, -26.7, -10.4, -8.1, -12.4, -19.1, -22.1, -24.1, -34.1)
+COVARIANCE_DB2 = (
+    (96.9, 89.7, 28.2, 0.3, -21.2, -27.7, -12.5, 16.5, 17.3),
+    (89.7, 164.2, 49.3, -0.9, -40.1, -29.4, -10.3, 27.1, 31.5),
+    (28.2, 49.3, 38.0, -0.5, -18.6, -16.2, -10.2, 10.6, 15.1),
+    (0.3, -0.9, -0.5, 6.0, 2.1, -1.2, -4.5, -5.5, -6.6),
+    (-21.2, -40.1, -18.6, 2.1, 25.1, 19.0, 8.4, -8.0, -11.4),
+    (-27.7, -29.4, -16.2, -1.2, 19.0, 40.6, 23.8, 5.9, 1.8),
+    (-12.5, -10.3, -10.2, -4.5, 8.4, 23.8, 26.7, 13.7, 11.5),
+    (16.5, 27.1, 10.6, -5.5, -8.0, 5.9, 13.7, 35.3, 38.0),
+    (17.3, 31.5, 15.1, -6.6, -11.4, 1.8, 11.5, 38.0, 53.0),
+)
 
+MEASURED_DB = 1.0  # deviation of a measured level: a few seconds of a song are not all of it
+ANY_LEVEL_DB = 1000.0  # deviation of the common level of all octaves: one far too loud moves the loudness they all have
 VOICE_HZ = 177.0  # octaves that end below it hold rumble and breath as much as voice: they may be cut, not lifted
 EMPTY_DB = 24.0  # an octave that is shorter of sound than this was never recorded: lifting it brings up noise
 WHOLE = 0.8  # of an octave's upper edge; measured against whole ones, what the sample rate cuts off would be missed
+REFERENCE_DB = 6.0  # gain at which the shape of a filter is taken
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class Tone:
         reason: why the bands stay as they are; "" where some were moved.
         centres_hz: where the filters stand; see `umx_ext.mixing.masking.bands`.
         level_db: of the take, relative to its loudness.
-        deviation_db: from records, relative to the take's median one.
+        deviation_db: from the mean vocal, relative to the take's median one.
         gain_db: the corrections, 0 for none.
     """
 
@@ -72,7 +92,7 @@ def correct(vocals: Tensor, sample_rate: int, settings: Settings) -> Tone:
     level_db = band_levels_db(vocals, sample_rate, levels.active_frames(vocals, sample_rate)) - lufs
     deviation_db, gain_db = corrections(level_db, sample_rate, settings)
     return Tone(
-        reason="" if any(gain_db) else "every octave is within the bounds of vocals on records",
+        reason="" if any(gain_db) else "every octave is about where vocals have it",
         centres_hz=tuple(centre for _, centre, _ in bands(sample_rate)),
         level_db=_rounded(level_db),
         deviation_db=_rounded(deviation_db),
@@ -81,22 +101,49 @@ def correct(vocals: Tensor, sample_rate: int, settings: Settings) -> Tone:
 
 
 def corrections(
-    level_db: Sequence[float] | np.ndarray, sample_rate: int, settings: Settings
-) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Deviations from records and gains, both in dB, of octaves with these levels (relative to the loudness)."""
+    level_db: Sequence[float] | FloatArray, sample_rate: int, settings: Settings
+) -> tuple[FloatArray, tuple[float, ...]]:
+    """Deviations from the mean vocal and gains, both in dB, of octaves with these levels (relative to the loudness)."""
     carried = bands(sample_rate)
-    spread = np.array(SPREAD_DB[: len(carried)])
-    deviation = np.asarray(level_db, dtype=float) - TYPICAL_DB[: len(carried)]
-    ends = np.array(CENTRES_HZ[: len(carried)]) * math.sqrt(2)
-    whole = np.array([high for _, _, high in carried]) >= WHOLE * ends
-    # One octave far too loud raises the loudness that all are measured against. The median one stays.
-    deviation = deviation - np.median(deviation[whole] if whole.any() else deviation)
-    beyond = np.sign(deviation) * np.maximum(0.0, np.abs(deviation) - settings.tone_spreads * spread)
-    gain = np.clip(-settings.tone_share * beyond, -settings.most_tone_cut_db, settings.most_tone_boost_db)
-    lifts = (gain > 0) & ((deviation < -EMPTY_DB) | np.array([high < VOICE_HZ for _, _, high in carried]))
-    gain[lifts | ~whole | (np.abs(gain) < settings.least_db)] = 0.0
+    ends = np.array([high for _, _, high in carried])
+    whole = ends >= WHOLE * np.array(CENTRES_HZ[: len(carried)]) * math.sqrt(2)
+    beside = np.asarray(level_db, dtype=float) - MEAN_DB[: len(carried)]
+    deviation = beside - np.median(beside[whole] if whole.any() else beside)
+    gain = np.zeros(len(carried))
+    if whole.any():
+        covariance = np.array(COVARIANCE_DB2)[: len(carried), : len(carried)][np.ix_(whole, whole)]
+        shapes = bells(sample_rate)[np.ix_(whole, whole)]
+        gain[whole] = -settings.tone_share * colouring(beside[whole], covariance, shapes, settings.tone_colour_db)
+    gain = np.clip(gain, -settings.most_tone_cut_db, settings.most_tone_boost_db)
+    lifts = (gain > 0) & ((deviation < -EMPTY_DB) | (ends < VOICE_HZ))
+    gain[lifts | (np.abs(gain) < settings.least_db)] = 0.0
     return deviation, _rounded(gain)
 
 
-def _rounded(values: np.ndarray) -> tuple[float, ...]:
+def colouring(beside_db: FloatArray, covariance_db2: FloatArray, shapes: FloatArray, deviation_db: float) -> FloatArray:
+    """Posterior mean of the filters' gains in a linear Gaussian model, dB.
+
+    The measured levels, less their mean, are ``vocal + shapes @ gains + level + error``: the vocal has
+    `covariance_db2`, each gain `deviation_db`, the level common to all octaves `ANY_LEVEL_DB` and each error
+    `MEASURED_DB`.
+    """
+    octaves = len(beside_db)
+    noise = MEASURED_DB**2 * np.eye(octaves) + ANY_LEVEL_DB**2
+    whole = covariance_db2 + deviation_db**2 * shapes @ shapes.T + noise
+    return np.asarray(deviation_db**2 * shapes.T @ np.linalg.solve(whole, beside_db))
+
+
+@lru_cache(maxsize=16)
+def bells(sample_rate: int) -> FloatArray:
+    """`(octaves, filters)`: how many dB each octave rises, averaged over it, with every dB of each filter."""
+    carried = bands(sample_rate)
+    columns = []
+    for _, centre, _ in carried:
+        filters = sections([("peak", centre, REFERENCE_DB, Q)], sample_rate)
+        responses = [sosfreqz(filters, np.geomspace(low, high, 64), fs=sample_rate)[1] for low, _, high in carried]
+        columns.append([float(np.mean(20 * np.log10(np.abs(response)))) / REFERENCE_DB for response in responses])
+    return np.array(columns).T
+
+
+def _rounded(values: FloatArray) -> tuple[float, ...]:
     return tuple(round(float(value), 2) + 0.0 for value in values)  # not -0.0
