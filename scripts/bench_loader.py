@@ -22,6 +22,7 @@ import soundfile
 import torch
 
 from umx_ext import audio
+from umx_ext.cli import keep_memory
 from umx_ext.corpora import find_songs
 from umx_ext.training.remix import Remixer
 from umx_ext.training.tracks import Pack, pack
@@ -36,10 +37,11 @@ def main() -> None:
     parser.add_argument("--songs", type=int, default=12)
     parser.add_argument("--examples", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=6.0)
     arguments = parser.parse_args()
     from tables import machine, publish, render
 
+    keep_memory()  # as `umx-ext train` does, for all of them
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root, wav, store = Path(folder, "mp4"), Path(folder, "wav"), Path(folder, "store")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy_store import write_store
+
 
 @pytest.fixture(scope="session")
 def data() -> Path:
@@ -15,3 +17,11 @@ def data() -> Path:
     if not root:
         pytest.skip("UMX_EXT_DATA is not set: this test needs real audio")
     return Path(root).resolve()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed corpus of `tests.toy_store`; not to be changed."""
+    folder = tmp_path_factory.mktemp("store")
+    write_store(folder)
+    return folder

@@ -201,6 +201,15 @@ def test_training_says_what_is_wrong(arguments, code, said, store, tmp_path, mon
     assert len(err.splitlines()) == 1 and said in err, err
 
 
+def test_more_processes_than_cores_are_refused(store, tmp_path, monkeypatch, capsys):
+    cores = os.cpu_count()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores + 1))
+    assert cli.main(["train", str(store), str(tmp_path / "run"), *SMALL, "-d", "cpu"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "run").exists()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores))
+    assert cli.main(["train", str(store), str(tmp_path / "run"), *SMALL, "-d", "cpu", "-q"]) == 0
+
+
 def test_a_checkpoint_of_another_architecture_is_left_alone(store, tmp_path, capsys):
     run = tmp_path / "run"
     assert cli.main(["train", str(store), str(run), *SMALL, "-q"]) == 0

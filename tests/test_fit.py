@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_training import CONFIG, store  # noqa: F401 - a fixture
+from tests.toy_store import CONFIG
 from umx_ext.errors import MissingExtraError, UsageError
 from umx_ext.training.fit import dry_run, fit
 from umx_ext.training.losses import LOSSES
@@ -20,7 +20,7 @@ OPTIONS = TrainOptions(steps=30, batch=3, excerpt_s=0.5, every=15, warmup=2, lea
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_is_learnt(store, tmp_path, loss):  # noqa: F811
+def test_every_loss_is_learnt(store, tmp_path, loss):
     losses = []
     fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, loss=loss), tmp_path,
         progress=lambda now: losses.append(now.loss))  # fmt: skip
@@ -29,7 +29,7 @@ def test_every_loss_is_learnt(store, tmp_path, loss):  # noqa: F811
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_killed_run_is_the_same_to_the_bit_under_every_schedule(store, tmp_path, schedule, ema):  # noqa: F811
+def test_a_killed_run_is_the_same_to_the_bit_under_every_schedule(store, tmp_path, schedule, ema):
     options = dataclasses.replace(OPTIONS, steps=8, every=2, schedule=schedule, plateau_patience=1, ema=ema)
 
     class Killed(Exception):
@@ -48,13 +48,13 @@ def test_a_killed_run_is_the_same_to_the_bit_under_every_schedule(store, tmp_pat
         assert all(torch.equal(whole[part][key], killed[part][key]) for key in whole[part])
 
 
-def test_without_averaging_what_is_shipped_is_the_network(store, tmp_path):  # noqa: F811
+def test_without_averaging_what_is_shipped_is_the_network(store, tmp_path):
     fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=4, every=2, ema=0.0), tmp_path)
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert all(torch.equal(state["net"][key], state["averaged"][key]) for key in state["net"])
 
 
-def test_a_run_that_gets_no_better_ends(store, tmp_path):  # noqa: F811
+def test_a_run_that_gets_no_better_ends(store, tmp_path):
     steps = []
     options = dataclasses.replace(OPTIONS, steps=1000, every=1, learning_rate=1e-12, ema=0.0, patience=3)
     fit(Pack(store), CONFIG, options, tmp_path, progress=lambda now: steps.append(now.step))
@@ -62,7 +62,7 @@ def test_a_run_that_gets_no_better_ends(store, tmp_path):  # noqa: F811
     assert len(list(csv.reader((tmp_path / "log.csv").open()))) == len(steps) + 1
 
 
-def test_the_real_openunmix_is_trained_by_the_same_steps(store, tmp_path):  # noqa: F811
+def test_the_real_openunmix_is_trained_by_the_same_steps(store, tmp_path):
     from tests.peers import import_peer
 
     import_peer("openunmix")
@@ -76,7 +76,7 @@ def test_the_real_openunmix_is_trained_by_the_same_steps(store, tmp_path):  # no
     assert losses["openunmix"][0] == pytest.approx(losses["umx_ext"][0], rel=0.3)
 
 
-def test_a_start_that_was_asked_for_is_where_the_run_begins(store, tmp_path):  # noqa: F811
+def test_a_start_that_was_asked_for_is_where_the_run_begins(store, tmp_path):
     def zeros(net):
         with torch.no_grad():
             for parameter in net.parameters():
@@ -88,13 +88,13 @@ def test_a_start_that_was_asked_for_is_where_the_run_begins(store, tmp_path):  #
     assert all(value.abs().max() < 1e-9 for key, value in state.items() if "weight" in key)
 
 
-def test_a_dry_run_counts_what_a_run_takes(store):  # noqa: F811
+def test_a_dry_run_counts_what_a_run_takes(store):
     found = dry_run(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=1000, every=100))
     assert found.run_s == pytest.approx(1000 * found.step_s + 10 * found.validation_s)
     assert found.parameters > 1000 and found.peak_mb > 50 and found.device == "cpu"
 
 
-def test_another_version_of_a_checkpoint_is_refused(store, tmp_path):  # noqa: F811
+def test_another_version_of_a_checkpoint_is_refused(store, tmp_path):
     from umx_ext.errors import ModelError
 
     torch.save({"version": 1, "identity": {}}, tmp_path / "last.pt")
@@ -102,7 +102,7 @@ def test_another_version_of_a_checkpoint_is_refused(store, tmp_path):  # noqa: F
         fit(Pack(store), CONFIG, OPTIONS, tmp_path)
 
 
-def test_settings_that_do_not_fit_the_store_are_refused(store, tmp_path):  # noqa: F811
+def test_settings_that_do_not_fit_the_store_are_refused(store, tmp_path):
     for config, options, said in (
         (dataclasses.replace(CONFIG, sample_rate=16000), OPTIONS, "--rate 16000"),
         (dataclasses.replace(CONFIG, stems=("vocals", "drums")), OPTIONS, "a vocals network"),
@@ -112,13 +112,13 @@ def test_settings_that_do_not_fit_the_store_are_refused(store, tmp_path):  # noq
             fit(Pack(store), config, options, tmp_path)
 
 
-def test_tensorboard_is_asked_for_in_words(store, tmp_path, monkeypatch):  # noqa: F811
+def test_tensorboard_is_asked_for_in_words(store, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match="pip install"):
         fit(Pack(store), CONFIG, OPTIONS, tmp_path, tensorboard=True)
 
 
-def test_tensorboard_gets_scalars_sounds_and_pictures(store, tmp_path):  # noqa: F811
+def test_tensorboard_gets_scalars_sounds_and_pictures(store, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

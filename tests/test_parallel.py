@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.test_training import CONFIG, store  # noqa: F401 - a fixture
 from umx_ext.training.parallel import GlobalBatchNorm, Group, joined, with_global_norms
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import dataclasses, json, os, sys
 from pathlib import Path
-from tests.test_training import CONFIG
+from tests.toy_store import CONFIG
 from umx_ext.training.fit import fit
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.tracks import Pack
@@ -35,7 +34,7 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def run(store: Path, folder: Path, processes: int) -> list[float]:  # noqa: F811
+def run(store: Path, folder: Path, processes: int) -> list[float]:
     import json
 
     script = folder.with_suffix(".py")
@@ -48,7 +47,7 @@ def run(store: Path, folder: Path, processes: int) -> list[float]:  # noqa: F811
     return json.loads((folder / "losses.json").read_text())
 
 
-def test_two_processes_do_the_run_of_one(store, tmp_path):  # noqa: F811
+def test_two_processes_do_the_run_of_one(store, tmp_path):
     alone, together = run(store, tmp_path / "alone", 1), run(store, tmp_path / "together", 2)
     assert together == pytest.approx(alone, rel=2e-4)
     assert alone[0] != pytest.approx(alone[-1], rel=1e-2)  # they did learn something: not the same number eight times

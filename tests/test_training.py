@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -16,43 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.toy_store import CONFIG, RATE
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.evaluation.sdr import frame_sdr, median_sdr
-from umx_ext.separation.config import Config
 from umx_ext.training.fit import fit
 from umx_ext.training.losses import phase_sensitive_target
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.remix import REMIXES, Remixer, active_level, wsj0_gains_db
-from umx_ext.training.tracks import MUSDB_VALID, Entry, Pack, data_hash, find_tracks, pack
-
-RATE = 8000
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    """A tiny packed corpus: tones and noise bursts, two songs to train on and one to validate with."""
-    folder = tmp_path_factory.mktemp("pack")
-    rng = np.random.default_rng(0)
-    time_s = np.arange(2 * RATE) / RATE
-    entries, values, offset = [], [], 0
-    for song, split in (("a", "train"), ("b", "train"), ("v", "valid")):
-        for stem, hertz in (("vocals", 440), ("drums", 0), ("bass", 80), ("other", 1000)):
-            tone = np.sin(2 * np.pi * hertz * time_s) if hertz else rng.standard_normal(2 * RATE)
-            stereo = np.stack([tone, 0.5 * tone]) * 0.3 * rng.uniform(0.5, 1.0)
-            block = (stereo.T * 32767).clip(-32768, 32767).astype("<i2")
-            entries.append(Entry(song, split, "musdb18", stem, 1.0, 2, len(block), offset))
-            values.append(block.ravel())
-            offset += block.size
-    for stem in ("vocals", "accompaniment"):
-        block = (0.2 * rng.standard_normal(2 * RATE) * 32767).clip(-32768, 32767).astype("<i2")
-        entries.append(Entry("m", "train", "mir1k", stem, 1.0, 1, len(block), offset))
-        values.append(block)
-        offset += block.size
-    np.concatenate(values).tofile(folder / "audio.i16")
-    (folder / "index.json").write_text(
-        json.dumps({"sample_rate": RATE, "data_sha256": "0" * 64, "entries": [vars(entry) for entry in entries]})
-    )
-    return folder
+from umx_ext.training.tracks import MUSDB_VALID, Pack, data_hash, find_tracks, pack
 
 
 def test_wsj0_gains_have_the_printed_statistics():
@@ -135,8 +105,6 @@ def test_phase_sensitive_target_is_the_projection():
     assert torch.allclose(phase_sensitive_target(target, mixture, mixture.abs()), expected)
 
 
-CONFIG = Config(branches=("linear-log", "mel"), hidden=8, n_fft=256, hop=64, n_mels=8, sample_rate=RATE,
-                bandwidth_hz=3000.0, mask="sigmoid")  # fmt: skip
 OPTIONS = TrainOptions(steps=12, batch=2, excerpt_s=0.5, every=3, warmup=2)
 
 
@@ -180,7 +148,8 @@ def test_a_killed_run_ends_with_the_same_weights_to_the_bit(store, tmp_path):
 def test_a_run_survives_sigkill(store, tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
-        "from tests.test_training import CONFIG, TrainOptions; from umx_ext.training.fit import fit, Pack\n"
+        "from tests.toy_store import CONFIG; from umx_ext.training.options import TrainOptions\n"
+        "from umx_ext.training.fit import fit, Pack\n"
         f"fit(Pack(Path({str(store)!r})), CONFIG, TrainOptions(steps=100000, batch=1, excerpt_s=0.5, every=1),\n"
         f"    Path({str(tmp_path)!r}))\n"
     )

@@ -151,6 +151,8 @@ def train(
         _import(module)
     config = Config(**{field.name: getattr(shape, field.name) for field in dataclasses.fields(Config)})
     pack, place = Pack(Path(store)), str(pick_device(device))
+    if place == "cpu":
+        _require_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun says how many processes it started here
     terminal = Terminal(quiet=quiet)
     if dry_run:
         _say(terminal, trainer.dry_run(pack, config, options, draws=dataclasses.asdict(draws), device=place), options)
@@ -177,6 +179,15 @@ def train(
             f"umx-ext separate -n {model}"
         )
     return 0
+
+
+def _require_cores(processes: int) -> None:
+    cores = os.cpu_count() or 1
+    if processes > cores:
+        raise UsageError(
+            f"{processes} processes on {cores} cores would only wait for each other; give torchrun "
+            f"--nproc_per_node={cores} or less"
+        )
 
 
 def _import(module: str) -> None:
