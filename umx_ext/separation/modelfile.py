@@ -29,6 +29,7 @@ from umx_ext.separation.download import hash_matches, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.overrides import TorchFunctionMode
 
     from umx_ext.separation.masknet import MaskNet
     from umx_ext.separation.separator import Separator
@@ -368,12 +369,11 @@ def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where
     Raises:
         ModelError: a weight is missing, unexpected or of another shape; the first is named.
     """
-    import torch
 
     from umx_ext.separation.masknet import MaskNet
 
     try:
-        with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
+        with _undrawn():
             first = MaskNet(config)
     except (ModelError, ArithmeticError, RuntimeError, TypeError) as error:
         raise ModelError(f"{where} has a config that cannot be built: {error}") from error
@@ -396,6 +396,20 @@ def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where
         net.load_state_dict(state, strict=False)  # not strict: counters of the batch norms are not kept
         nets[stem] = net.eval()
     return nets
+
+
+def _undrawn() -> TorchFunctionMode:
+    """Within it, new layers draw no first weights, which takes longer than to read the ones that replace them."""
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return kwargs["tensor"] if "tensor" in kwargs else args[0]
+            return func(*args, **kwargs)
+
+    return Undrawn()
 
 
 def _is_weight(key: str) -> bool:
