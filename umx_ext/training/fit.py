@@ -225,6 +225,7 @@ class _Run:
             "data": pack.data_sha256,
         }
         self.state = _State()
+        self.waited_s = 0.0  # for the last batch's examples to be drawn
         saved = None if folder is None else _read(folder / "last.pt", self.identity)
         if saved is None:
             _standardise(self.net, self.remixer, options, config)
@@ -258,9 +259,7 @@ class _Run:
         batches = self.batches(state.done)
         while state.done < options.steps and not worn_out(state.scores, options.patience):
             begin = time.perf_counter()
-            batch = next(batches)
-            waited_s = time.perf_counter() - begin
-            loss = self.step(state.done, batch)
+            loss = self.step(state.done, next(batches))
             losses.append(loss)
             state.done += 1
             score = None
@@ -280,7 +279,7 @@ class _Run:
                 journal.stepped(state.done, loss, self._rate(state.done - 1))
                 if report is not None:
                     seconds = time.perf_counter() - begin
-                    report(Progress(state.done, options.steps, loss, score, seconds, waited_s, options.batch))
+                    report(Progress(state.done, options.steps, loss, score, seconds, self.waited_s, options.batch))
         batches.close()
 
     def _rate(self, step: int) -> float:
@@ -354,11 +353,14 @@ class _Run:
         with ThreadPoolExecutor(1, thread_name_prefix="draw") as ahead:
             waiting = ahead.submit(draw, first)
             for step in range(first, options.steps):
+                begin = time.perf_counter()
                 signals = waiting.result()  # (batch, mixture and target, channels, samples)
+                self.waited_s = time.perf_counter() - begin
                 waiting = ahead.submit(draw, min(step + 1, options.steps - 1))
                 spectra = stft(signals.to(self.device), config.n_fft, config.hop, center=False)
                 mixture, target = spectra.permute(1, 0, 4, 2, 3)  # each (batch, frames, channels, bins)
-                yield Batch(mixture, target, mixture.abs(), config)
+                squares = torch.view_as_real(mixture).square()  # several times faster than `abs`, which minds overflow
+                yield Batch(mixture, target, (squares[..., 0] + squares[..., 1]).sqrt_(), config)
 
 
 def _check(pack: Pack, config: Config, options: TrainOptions) -> None:

@@ -91,7 +91,8 @@ def active_level(waveform: FloatArray, sample_rate: int) -> tuple[float, float]:
     frames, _, active = _frames(waveform, sample_rate)
     if not active.any():
         return 0.0, 0.0
-    return float(np.abs(frames[:, active]).mean()), float(active.mean())
+    sums = np.abs(frames).sum(axis=2, dtype=np.float32)[:, active]  # (channels, active frames)
+    return float(sums.mean(dtype=np.float64)) / frames.shape[2], float(active.mean())
 
 
 def rms_level(waveform: FloatArray, sample_rate: int) -> tuple[float, float]:
@@ -288,7 +289,7 @@ class LevelRemix(Remix):
         for found, gain_db in zip(members.values(), drawn.tolist(), strict=True):
             level, active = 1.0, 1.0
             if self.measure is not None:
-                bus = stems[found[0]] if len(found) == 1 else np.sum([stems[stem] for stem in found], axis=0)
+                bus = stems[found[0]] if len(found) == 1 else _total([stems[stem] for stem in found])
                 level, active = self.measure(bus, sample_rate)
             if active >= LEAST_ACTIVE_SHARE:
                 factor = np.float32(10.0 ** (gain_db / 20.0) / level)
@@ -315,7 +316,7 @@ def summed(stems: Mapping[str, FloatArray], gains_db: Mapping[str, float], peak:
     Raises:
         AudioError: a sample is nan or infinite.
     """
-    mixture = np.sum(list(stems.values()), axis=0)
+    mixture = _total(list(stems.values()))
     highest, loudest = _peak(mixture), max(_peak(waveform) for waveform in stems.values())
     if not np.isfinite(highest) or not np.isfinite(loudest):
         raise AudioError("a stem holds NaN or infinity; repair it or leave it out")
@@ -340,6 +341,14 @@ def peak_scale(rule: str, mixture_peak: float, source_peak: float) -> float:
     if rule == "none" or highest <= 0 or (rule == "limit" and highest <= PEAK):
         return 1.0
     return PEAK / highest
+
+
+def _total(waveforms: Sequence[FloatArray]) -> FloatArray:
+    """Their sum; `np.sum` would stack them first."""
+    total = waveforms[0].copy()
+    for waveform in waveforms[1:]:
+        total += waveform
+    return total
 
 
 def _peak(waveform: FloatArray) -> float:
