@@ -50,7 +50,7 @@ def off_lu(job: tuple[int, str, Stems]) -> tuple[str, float]:
     gains, rate = GAINS_DB[number % len(GAINS_DB)], RATES[number % len(RATES)]
     tracks = {}
     for stem, gain_db in zip(TRACKS, gains, strict=True):
-        loud = (levels.as_stereo(stems[stem]) * 10 ** (gain_db / 20)).clamp(-1, 1)[: 1 + number % 2]
+        loud = (levels.as_stereo(stems[stem]) * 10 ** (gain_db / 20)).clamp(-1, 1)[: 1 + number // 30 % 2]
         tracks[stem] = resample(loud, stems.sample_rate, rate)
     found = []
     for preset in PRESETS.values():

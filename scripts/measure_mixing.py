@@ -3,7 +3,8 @@
 DATA holds `musdb18-7/` and `mir1k/`. Measured are the 94 training songs of MUSDB18's 7-second sample (what
 `umx-ext mixstats DATA/musdb18-7` measures), and, for the loudness range of a take nobody has mixed, the singers of
 MIR-1K's training part, the clips of each song on end. The table goes into `docs/mixstats.json` and the README; beside
-it the JSON has `tone`, the constants of `umx_ext.mixing.tone`, of the training songs without the validation ones.
+it the JSON has `tone`, the constants of `umx_ext.mixing.tone`: of these singers and of the training songs without the
+validation ones.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ STEPS = 1000  # of the progress bar
 
 EXAMPLE = """\
 umx-ext mix take.wav song.karaoke.wav -o mix.wav
-umx-ext mix take.wav song.karaoke.wav -o mix.wav --reverb-db -12
-umx-ext mix take.wav song.karaoke.wav -o mix.wav --song song.mp3
+umx-ext mix take.wav song.karaoke.wav -o wet.wav --reverb-db -12
+umx-ext mix take.wav song.karaoke.wav -o moved.wav --song song.mp3
                         moves the take to where the song's own singer sings
-umx-ext mix take.wav backing.wav -o mix.wav --save-chain chain.json --plot mix.png
-umx-ext mix take.wav backing.wav -o mix.wav --chain chain.json
+umx-ext mix take.wav backing.wav -o one.wav --save-chain chain.json --plot one.png
+umx-ext mix take.wav backing.wav -o two.wav --chain chain.json
                         once you have changed in it what you want otherwise
 """
 
@@ -61,7 +61,7 @@ def mix(
 ) -> int:
     """Mix a vocal take over a backing track.
 
-    The take gets the tone of a voice in a record, room where it and the backing
+    The take loses what coloured its tone, gets room where it and the backing
     hide each other, an even loudness, reverberation of the song's tempo where
     that is asked for, and its level. The backing is left as it is. The mix
     never clips. One line on standard output says what was done.

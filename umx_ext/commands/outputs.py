@@ -61,13 +61,13 @@ class Files:
                     file.write(content)
 
     def commit(self, *, overwrite: bool) -> None:
-        """Give every file its name, the mix last."""
+        """Give every file its name: the mix first, whose end is still unwritten, then the others, which are whole."""
         with self.alone():
+            if self._writer is not None:
+                self._writer.commit()
             for path, part in self._parts.items():
                 with _named(path):
                     rename(part, os.fspath(path), overwrite)
-            if self._writer is not None:
-                self._writer.commit()
             self._tidy()
 
     def discard(self) -> None:

@@ -32,6 +32,7 @@ VOCALS, BACKING = "vocals", "accompaniment"
 DC_SHARE = 0.02  # of the RMS: no microphone and no song has that much; a faulty sound card does
 FLAT = 4  # equal samples at the very top: a sine at 100 Hz has two there, a clipped one more
 FLAT_PLACES = 5  # one or two are chance
+LOUDEST = 1e4  # 80 dB above full scale: no float recording, but 16-bit integers in a float file
 HEARD_S = 0.001  # differences in length below this are not worth a word
 TOLERANCE_DB = 0.005  # of the true peak: what a chain of our own may be beside its ceiling
 
@@ -212,7 +213,7 @@ def _prepared(job: Job, original: Tensor | None, notes: list[str]) -> tuple[Stem
     offset_ms, confidence = job.offset_ms, None
     if job.auto:
         offset_ms, confidence = _found(take, original, rate, notes)
-    take, backing = _laid(take, backing, round(offset_ms * rate / 1000), job, rate, notes)
+    take, backing = _laid(take, backing, offset_ms, job, rate, notes)
     if take.shape[0] != backing.shape[0]:
         take, backing = levels.as_stereo(take), levels.as_stereo(backing)
     return Stems({VOCALS: take, BACKING: backing}, rate), offset_ms, confidence
@@ -221,6 +222,11 @@ def _prepared(job: Job, original: Tensor | None, notes: list[str]) -> tuple[Stem
 def _sound(path: str, what: str, notes: list[str]) -> tuple[Tensor, int]:
     """A file, without a constant offset and with notes about what is odd."""
     waveform, rate = audio.read(path)
+    if float(waveform.abs().max() if waveform.numel() else 0.0) > LOUDEST:
+        raise AudioError(
+            f"{shown(path)} holds samples of {float(waveform.abs().max()):.2g} where 1 is full scale; it was probably "
+            "written as floats at an integer scale: export it again"
+        )
     mean = waveform.mean(1, dtype=torch.float64)
     if float(mean.abs().max()) > DC_SHARE * 10 ** (levels.rms_db(waveform) / 20):
         waveform -= mean.float()[:, None]
@@ -250,16 +256,18 @@ def _flat_places(waveform: Tensor) -> int:
 
 
 def _laid(
-    take: Tensor, backing: Tensor, shift: int, job: Job, rate: int, notes: list[str]
+    take: Tensor, backing: Tensor, offset_ms: float, job: Job, rate: int, notes: list[str]
 ) -> tuple[Tensor, Tensor]:
     """Both of one length, the take shifted: the shorter gets silence."""
+    most = take.shape[1] + backing.shape[1]
+    shift = round(min(max(offset_ms * rate / 1000, -most), most))
     if shift < 0:
         if -shift >= take.shape[1]:
-            raise UsageError(f"--offset {job.offset_ms:g} leaves nothing of {shown(job.take)}; give a smaller one")
+            raise UsageError(f"--offset {offset_ms:g} leaves nothing of {shown(job.take)}; give a smaller one")
         take = take[:, -shift:]
     elif shift >= backing.shape[1]:
         raise UsageError(
-            f"--offset {job.offset_ms:g} is where {shown(job.backing)} has ended; give milliseconds within it"
+            f"--offset {offset_ms:g} is where {shown(job.backing)} has ended; give milliseconds within it"
         )
     shift = max(shift, 0)
     samples = max(backing.shape[1], shift + take.shape[1])
@@ -322,14 +330,12 @@ def _levels_of(mixture: Tensor, job: Job, result: Result) -> float:
         master, balance = result.decided["master"], result.decided["balance"]
         known = (master["lufs"], master["true_peak_db"], balance["difference_lu"])
         result.lufs, result.true_peak_db, result.vocal_db = (math.nan if value is None else value for value in known)
-        if levels.peak_db(mixture) <= job.ceiling_db + TOLERANCE_DB:
+        if levels.peak_db(mixture) <= job.ceiling_db:
             return 0.0
     rate = result.sample_rate
     peak_db, result.lufs = levels.true_peak_db(mixture, rate), levels.integrated_lufs(mixture, rate)
     down_db = min(0.0, job.ceiling_db - peak_db)
-    if down_db > -TOLERANCE_DB:
-        down_db = 0.0
-    else:
+    if down_db < -TOLERANCE_DB:
         result.chains = {**result.chains, "mix": (*result.chains.get("mix", ()), Gain(down_db))}
         result.notes.append(f"The mix is {-down_db:.1f} dB quieter: it would have peaked at {peak_db:+.1f} dBTP.")
     result.lufs, result.true_peak_db = result.lufs + down_db, peak_db + down_db

@@ -33,8 +33,7 @@ class _Number:
         if (
             isinstance(value, bool)
             or not isinstance(value, kinds)
-            or not math.isfinite(value)
-            or not self.low <= value <= self.high
+            or not self.low <= value <= self.high  # which nan is not, either
         ):
             span = f"between {self.low:g} and {self.high:g}" + (f" {self.unit}" if self.unit else "")
             what = "a whole number " if self.whole else "a number "

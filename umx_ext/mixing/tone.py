@@ -5,6 +5,9 @@ octaves differ together: who is dull at 4 kHz is dull at 8. `MEAN_DB` and `COVAR
 octave of the take is taken to be coloured by a gain of its own, independent and with a deviation of
 `Settings.tone_colour_db`. The correction is minus the mean of these gains given what is measured: what is ordinary
 stays nearly as it is, what is far out comes most of the way back, and what several octaves say counts together.
+
+An octave that stands out further than voices and colourings do (rumble, or one that was never recorded) says nothing
+about the others, and is left out. Its own correction is a cut, or none.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from umx_ext.mixing.settings import Settings
 __all__ = ["COVARIANCE_DB2", "MEAN_DB", "Tone", "bells", "colouring", "correct", "corrections"]
 
 FloatArray = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
 
 # Level of the octaves around 63 Hz to 16 kHz in the frames in which the vocal sounds, minus its integrated loudness:
 # finished vocals of records (80 training songs of MUSDB18's 7-second sample, without its validation songs) and dry ones
@@ -50,6 +54,7 @@ MEASURED_DB = 1.0  # deviation of a measured level: a few seconds of a song are 
 ANY_LEVEL_DB = 1000.0  # deviation of the common level of all octaves: one far too loud moves the loudness they all have
 VOICE_HZ = 177.0  # octaves that end below it hold rumble and breath as much as voice: they may be cut, not lifted
 EMPTY_DB = 24.0  # an octave that is shorter of sound than this was never recorded: lifting it brings up noise
+STANDS_OUT = 3.0  # deviations from what the other octaves predict
 WHOLE = 0.8  # of an octave's upper edge; measured against whole ones, what the sample rate cuts off would be missed
 REFERENCE_DB = 6.0  # gain at which the shape of a filter is taken
 
@@ -59,7 +64,7 @@ class Tone:
     """What was measured in each octave band, lowest first, and what was decided.
 
     Attributes:
-        reason: why the bands stay as they are; "" where some were moved.
+        reason: why no band is moved; "" where some were.
         centres_hz: where the filters stand; see `umx_ext.mixing.masking.bands`.
         level_db: of the take, relative to its loudness.
         deviation_db: from the mean vocal, relative to the take's median one.
@@ -92,7 +97,7 @@ def correct(vocals: Tensor, sample_rate: int, settings: Settings) -> Tone:
     level_db = band_levels_db(vocals, sample_rate, levels.active_frames(vocals, sample_rate)) - lufs
     deviation_db, gain_db = corrections(level_db, sample_rate, settings)
     return Tone(
-        reason="" if any(gain_db) else "every octave is about where vocals have it",
+        reason="" if any(gain_db) else "no octave is so far from where vocals have it that it is worth a move",
         centres_hz=tuple(centre for _, centre, _ in bands(sample_rate)),
         level_db=_rounded(level_db),
         deviation_db=_rounded(deviation_db),
@@ -109,11 +114,17 @@ def corrections(
     whole = ends >= WHOLE * np.array(CENTRES_HZ[: len(carried)]) * math.sqrt(2)
     beside = np.asarray(level_db, dtype=float) - MEAN_DB[: len(carried)]
     deviation = beside - np.median(beside[whole] if whole.any() else beside)
+    # Empty at the top: recorded at a lower rate, which also cut off some of the octave below.
+    filled = np.flatnonzero(deviation >= -EMPTY_DB)
+    whole[filled[-1] if filled[-1] < len(carried) - 1 else len(carried) :] = False
     gain = np.zeros(len(carried))
-    if whole.any():
-        covariance = np.array(COVARIANCE_DB2)[: len(carried), : len(carried)][np.ix_(whole, whole)]
-        shapes = bells(sample_rate)[np.ix_(whole, whole)]
-        gain[whole] = -settings.tone_share * colouring(beside[whole], covariance, shapes, settings.tone_colour_db)
+    if whole.any() and settings.tone_colour_db > 0:
+        covariance, shapes = np.array(COVARIANCE_DB2)[: len(carried), : len(carried)], bells(sample_rate)
+        told, outlying = _split(beside, covariance, shapes, settings.tone_colour_db, np.flatnonzero(whole))
+        inside = np.ix_(told, told)
+        gain[told] = -colouring(beside[told], covariance[inside], shapes[inside], settings.tone_colour_db)
+        gain[outlying] = -np.maximum(0.0, deviation[outlying])
+        gain *= settings.tone_share
     gain = np.clip(gain, -settings.most_tone_cut_db, settings.most_tone_boost_db)
     lifts = (gain > 0) & ((deviation < -EMPTY_DB) | (ends < VOICE_HZ))
     gain[lifts | (np.abs(gain) < settings.least_db)] = 0.0
@@ -127,10 +138,32 @@ def colouring(beside_db: FloatArray, covariance_db2: FloatArray, shapes: FloatAr
     `covariance_db2`, each gain `deviation_db`, the level common to all octaves `ANY_LEVEL_DB` and each error
     `MEASURED_DB`.
     """
-    octaves = len(beside_db)
-    noise = MEASURED_DB**2 * np.eye(octaves) + ANY_LEVEL_DB**2
-    whole = covariance_db2 + deviation_db**2 * shapes @ shapes.T + noise
+    whole = _measured(covariance_db2, shapes, deviation_db)
     return np.asarray(deviation_db**2 * shapes.T @ np.linalg.solve(whole, beside_db))
+
+
+def _measured(covariance_db2: FloatArray, shapes: FloatArray, deviation_db: float) -> FloatArray:
+    """Covariance of the measured levels in the model of `colouring`."""
+    noise = MEASURED_DB**2 * np.eye(len(shapes)) + ANY_LEVEL_DB**2
+    return covariance_db2 + deviation_db**2 * shapes @ shapes.T + noise
+
+
+def _split(
+    beside_db: FloatArray, covariance_db2: FloatArray, shapes: FloatArray, deviation_db: float, told: Places
+) -> tuple[Places, Places]:
+    """Of some octaves those that fit each other, and those that stand out from what the rest of them predicts."""
+    outlying: list[int] = []
+    while len(told) > 2:
+        inside = np.ix_(told, told)
+        precision = np.linalg.inv(_measured(covariance_db2[inside], shapes[inside], deviation_db))
+        # Each octave less its mean given the others, in deviations: what leaving it out would show.
+        apart = np.abs(precision @ beside_db[told]) / np.sqrt(np.diag(precision))
+        worst = int(apart.argmax())
+        if apart[worst] <= STANDS_OUT:
+            break
+        outlying.append(int(told[worst]))
+        told = np.delete(told, worst)
+    return told, np.array(outlying, dtype=np.intp)
 
 
 @lru_cache(maxsize=16)

@@ -288,7 +288,10 @@ def _clipped(waveform: Tensor, peak: float) -> int:
         for shift in range(1, CLIPPED_RUN):
             runs[shift:] &= at_peak[:-shift]
             runs[:shift] = False
-        count += int(runs.sum())
+        whole = runs.clone()  # `runs` marks where a run is long enough; the samples before belong to it
+        for shift in range(1, CLIPPED_RUN):
+            whole[:-shift] |= runs[shift:]
+        count += int(whole.sum())
     return count
 
 
