@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -50,10 +51,11 @@ class Job:
     row: str
     rate: float
     seed: int
+    identity: str  # of the row's settings and of the store: another's runs are not taken for these
 
     def folder(self, runs: Path) -> Path:
         name = "".join(c if c.isalnum() else "-" for c in self.row)
-        return runs / f"{name}.{self.rate:g}.{self.seed}"
+        return runs / f"{name}.{self.rate:g}.{self.seed}.{self.identity}"
 
 
 def main() -> None:
@@ -139,21 +141,24 @@ def report(
     from tables import machine, publish, render
 
     torch.set_num_threads(2)
-    seeds, rates = plan["seeds"], plan["base"]["rates"]
-    leaders = [row for row, chosen in plan["rows"].items() if "follows" not in chosen]
-    run_all([Job(row, rate, seeds[0]) for row in leaders for rate in rates], plan, store, runs, abreast)
-    best = {row: max(rates, key=lambda rate: score_of(Job(row, rate, seeds[0]).folder(runs))) for row in leaders}
+    seeds, packed = plan["seeds"], Pack(store).identity
+
+    def job(row: str, rate: float, seed: int) -> Job:
+        described = json.dumps([settings(plan, row) | {"rates": None, "follows": None}, packed], sort_keys=True)
+        return Job(row, rate, seed, hashlib.sha256(described.encode()).hexdigest()[:8])
+
+    rates = {row: settings(plan, row)["rates"] for row, chosen in plan["rows"].items() if "follows" not in chosen}
+    run_all([job(row, rate, seeds[0]) for row, tried in rates.items() for rate in tried], plan, store, runs, abreast)
+    best = {row: max(tried, key=lambda r: score_of(job(row, r, seeds[0]).folder(runs))) for row, tried in rates.items()}
     best |= {row: best[chosen["follows"]] for row, chosen in plan["rows"].items() if "follows" in chosen}
-    every = [Job(row, best[row], seed) for row in plan["rows"] for seed in seeds]
-    run_all(every, plan, store, runs, abreast)
+    run_all([job(row, best[row], seed) for row in plan["rows"] for seed in seeds], plan, store, runs, abreast)
 
     figures: dict[str, list[list[float]]] = {}
     for row in plan["rows"]:
-        figures[row] = [scores(Job(row, best[row], seed).folder(runs), plan, row, songs) for seed in seeds]
+        figures[row] = [scores(job(row, best[row], seed).folder(runs), plan, row, songs) for seed in seeds]
     rows = [[row, f"{best[row]:g}", *map(shown, zip(*of_seeds, strict=True))] for row, of_seeds in figures.items()]
-    trivial, oracle = calibration(songs, built(plan["base"], 1e-3, 0)[0].sample_rate)
-    rows.append(["mixture / 2 (trivial)", "", "", *(f"{value:.2f}" for value in trivial)])
-    rows.append(["oracle: true magnitudes, the mixture's phase", "", "", *(f"{value:.2f}" for value in oracle)])
+    for name, values in calibration(songs, built(plan["base"], 1e-3, 0)[0].sample_rate).items():
+        rows.append([name, "", "", *(f"{value:.2f}" for value in values)])
     base, smallest = plan["base"], detectable(figures, len(seeds))
     table = {
         "columns": [
@@ -193,7 +198,10 @@ def detectable(figures: dict[str, list[list[float]]], seeds: int) -> list[float]
 
 def scores(folder: Path, plan: dict[str, Any], row: str, songs: list[dict[str, Any]]) -> list[float]:
     """Valid vocals, test vocals and accompaniment, vocals of random mixes, dB; kept beside the run."""
-    kept = folder / "scores.json"
+    from tables import replace
+
+    heard = hashlib.sha256(b"".join(song["vocals"].numpy().tobytes() for song in songs)).hexdigest()[:8]
+    kept = folder / f"scores.{heard}.json"
     if kept.exists():
         return json.loads(kept.read_text())
     config, options = built(settings(plan, row), 1e-3, 0)
@@ -204,7 +212,7 @@ def scores(folder: Path, plan: dict[str, Any], row: str, songs: list[dict[str, A
         return masked(net, mixture, config)
 
     found = [score_of(folder), *of_songs(ask, songs, config.sample_rate)]
-    kept.write_text(json.dumps(found))
+    replace(kept, json.dumps(found))
     return found
 
 
@@ -230,18 +238,25 @@ def of_songs(ask: Any, songs: list[dict[str, Any]], rate: int) -> list[float]:
     return [float(np.nanmedian(values)) for values in (vocals, rest, random)]
 
 
-def calibration(songs: list[dict[str, Any]], rate: int) -> tuple[list[float], list[float]]:
+def calibration(songs: list[dict[str, Any]], rate: int) -> dict[str, list[float]]:
+    """Row -> test vocals and accompaniment, vocals of random mixes, dB."""
     from umx_ext.spectral import istft, stft
 
-    def half(mixture: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
-        return mixture / 2
+    def part(share: float) -> Any:
+        return lambda mixture, _: mixture * share
 
     def oracle(mixture: torch.Tensor, song: dict[str, Any]) -> torch.Tensor:
         spectrum, truth = stft(mixture, 4096, 1024), stft(song["vocals"], 4096, 1024)
         phase = spectrum / spectrum.abs().clamp_min(1e-8)
         return istft(truth.abs() * phase, 4096, 1024, mixture.shape[-1])
 
-    return of_songs(half, songs, rate), of_songs(oracle, songs, rate)
+    rows = {
+        "mixture / 2 (trivial)": part(1 / 2),
+        "mixture / 4 (trivial, SiSEC's MIX)": part(1 / 4),
+        "nothing (trivial)": part(1e-4),
+        "oracle: true magnitudes, the mixture's phase": oracle,
+    }
+    return {name: of_songs(ask, songs, rate) for name, ask in rows.items()}
 
 
 def test_songs(root: Path) -> list[dict[str, Any]]:

@@ -18,9 +18,8 @@ import torch
 
 from umx_ext.cli import keep_memory
 from umx_ext.separation.config import Config
-from umx_ext.spectral import stft
-from umx_ext.training.fit import Progress, fit
-from umx_ext.training.losses import LOSSES, Batch
+from umx_ext.training.fit import Progress, batch_of, fit
+from umx_ext.training.losses import LOSSES
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.remix import Remixer
 from umx_ext.training.tracks import Pack
@@ -77,8 +76,7 @@ def in_parts(pack: Pack, config: Config, options: TrainOptions, steps: int) -> d
         drawn = [remixer.draw(np.random.default_rng([0, step, item])) for item in range(options.batch)]
         signals = torch.from_numpy(np.stack([np.stack(example) for example in drawn]))
         lap("draw (beside the rest)")
-        mixture, target = stft(signals, config.n_fft, config.hop, center=False).permute(1, 0, 4, 2, 3)
-        batch = Batch(mixture, target, mixture.abs(), config)
+        batch = batch_of(signals, config)
         lap("STFT")
         mask = net.mask(batch.magnitude)
         lap("forward")

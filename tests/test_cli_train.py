@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import umx_ext
 from umx_ext import cli
 from umx_ext.commands.train import Draws
 from umx_ext.training.remix import REMIXES, Remixer
+from umx_ext.training.tracks import MUSDB_VALID, Pack, find_loose, find_tracks, pack
 
 RATE = 8000
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +99,40 @@ def test_packing_says_what_is_wrong(arguments, code, said, songs, store, tmp_pat
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and said in err
     assert not (tmp_path / "out").exists()
+
+
+def test_test_songs_are_never_looked_into(songs, tmp_path, capsys):
+    for kind in ("test", "Test"):
+        shutil.copytree(songs / "a", tmp_path / kind / "corpus" / "a")
+    assert cli.main(["data", "pack", str(tmp_path / "test"), str(tmp_path / "out")]) == 2
+    assert "never trained on" in capsys.readouterr().err
+
+
+def test_musdbs_validation_songs_are_held_out_wherever_they_lie(songs, tmp_path):
+    name = sorted(MUSDB_VALID)[0]
+    for song in (name, "another"):
+        shutil.copytree(songs / "a", tmp_path / "flat" / song)
+    assert {track.name: track.split for track in find_tracks(tmp_path / "flat")} == {name: "valid", "another": "train"}
+    # A song that is for validation in one corpus is not trained on in another.
+    for place in ("one/train/x", "one/valid/y", "two/train/y", "two/train/z"):
+        shutil.copytree(songs / "a", tmp_path / place)
+    pack([tmp_path / "one", tmp_path / "two"], tmp_path / "store", sample_rate=RATE)
+    assert {entry.track for entry in Pack(tmp_path / "store") if entry.split == "train"} == {"x", "z"}
+
+
+def test_loose_files_of_test_folders_and_hidden_ones_are_left_alone(songs, tmp_path):
+    for place in ("a.wav", "deep/b.wav", "test/c.wav", "deep/valid/d.wav", "._a.wav"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(songs / "a" / "vocals.wav", tmp_path / place)
+    assert [track.name for track in find_loose(tmp_path, "vocals")] == ["a.wav", "deep/b.wav"]
+
+
+def test_a_finished_run_that_was_killed_before_its_model_gets_it(store, tmp_path, capsys):
+    command = ["train", str(store), str(tmp_path / "run"), *SMALL]
+    assert cli.main(command) == 0
+    (tmp_path / "run" / "model.safetensors").unlink()
+    assert cli.main(command) == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_loose_vocals_are_stored_beside_the_songs(songs, tmp_path):
@@ -199,6 +235,12 @@ def test_training_says_what_is_wrong(arguments, code, said, store, tmp_path, mon
     assert cli.main(["train", *chosen, *small]) == code
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and said in err, err
+
+
+def test_an_excerpt_shorter_than_a_window_is_refused(store, tmp_path, capsys):
+    short = ["0.01" if word == "0.5" else word for word in SMALL]
+    assert cli.main(["train", str(store), str(tmp_path / "run"), *short]) == 2
+    assert "at least one window, 0.032 s, got 0.01 s" in capsys.readouterr().err
 
 
 def test_more_processes_than_cores_are_refused(store, tmp_path, monkeypatch, capsys):

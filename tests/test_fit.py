@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from tests.toy_store import CONFIG
+from tests.toy_store import CONFIG, RATE
 from umx_ext.errors import MissingExtraError, UsageError
 from umx_ext.training.fit import dry_run, fit
 from umx_ext.training.losses import LOSSES
 from umx_ext.training.options import SCHEDULES, TrainOptions
-from umx_ext.training.tracks import Pack
+from umx_ext.training.tracks import Pack, pack
 
 OPTIONS = TrainOptions(steps=30, batch=3, excerpt_s=0.5, every=15, warmup=2, learning_rate=1e-2)
 
@@ -92,6 +95,105 @@ def test_a_dry_run_counts_what_a_run_takes(store):
     found = dry_run(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=1000, every=100))
     assert found.run_s == pytest.approx(1000 * found.step_s + 10 * found.validation_s)
     assert found.parameters > 1000 and found.peak_mb > 50 and found.device == "cpu"
+
+
+def packed(folder: Path, songs: dict[str, dict[str, np.ndarray]], **settings) -> Pack:
+    """A store of `<split>/<song>/<stem>.wav` made of these waveforms, `(samples, channels)`."""
+    for song, stems in songs.items():
+        (folder / "songs" / song).mkdir(parents=True)
+        for stem, samples in stems.items():
+            soundfile.write(folder / "songs" / song / f"{stem}.wav", samples, RATE, subtype="FLOAT")
+    pack([folder / "songs"], folder / "store", sample_rate=RATE, **settings)
+    return Pack(folder / "store")
+
+
+def noises(stems: tuple[str, ...], channels: int, seed: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return {stem: 0.1 * generator.standard_normal((RATE, channels)) for stem in stems}
+
+
+FOUR = ("vocals", "drums", "bass", "other")
+
+
+@pytest.mark.parametrize("stems", [FOUR, ("vocals", "accompaniment")])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("heard", [1, 2])
+def test_mono_and_pairs_are_trained_on_and_validated_with(tmp_path, stems, channels, heard):
+    songs = {f"{split}/{song}": noises(stems, channels, song) for song, split in enumerate(("train", "train", "valid"))}
+    config = dataclasses.replace(CONFIG, channels=heard)
+    best = fit(packed(tmp_path, songs), config, dataclasses.replace(OPTIONS, steps=2, every=1), tmp_path / "run")
+    assert np.isfinite(torch.load(best, weights_only=True)["sdr_db"])
+
+
+def test_a_mono_stem_among_stereo_ones_is_validated_with(tmp_path):
+    songs = {f"{split}/{song}": noises(FOUR, 2, song) for song, split in enumerate(("train", "valid"))}
+    songs["valid/1"]["vocals"] = songs["valid/1"]["vocals"][:, :1]
+    best = fit(packed(tmp_path, songs), CONFIG, dataclasses.replace(OPTIONS, steps=1, every=1), tmp_path / "run")
+    assert np.isfinite(torch.load(best, weights_only=True)["sdr_db"])
+
+
+def test_a_batch_of_silence_is_a_step_like_any_other(tmp_path):
+    silent = {stem: np.zeros((RATE, 2)) for stem in FOUR}
+    store = packed(tmp_path, {"train/a": silent, "valid/b": noises(FOUR, 2, 0)})
+    best = fit(store, CONFIG, dataclasses.replace(OPTIONS, steps=2, every=1, batch=1), tmp_path / "run")
+    assert all(value.isfinite().all() for value in torch.load(best, weights_only=True)["state"].values())
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_overwritten(store, tmp_path, monkeypatch):
+    options = dataclasses.replace(OPTIONS, steps=6, every=2)
+    real, calls = LOSSES["phase-sensitive"], []
+
+    def failing(mask, batch):
+        calls.append(0)
+        numerator, denominator = real(mask, batch)
+        return (numerator * float("nan") if len(calls) == 4 else numerator), denominator
+
+    monkeypatch.setitem(LOSSES, "phase-sensitive", failing)
+    with pytest.raises(UsageError, match="the loss of step 4 is nan"):
+        fit(Pack(store), CONFIG, options, tmp_path)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert saved["step"] == 2 and all(value.isfinite().all() for value in saved["net"].values())
+
+
+def test_a_table_that_was_lost_with_the_process_is_written_again(store, tmp_path):
+    options = dataclasses.replace(OPTIONS, steps=2, every=1)
+    fit(Pack(store), CONFIG, options, tmp_path)
+    table = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").unlink()
+    fit(Pack(store), CONFIG, options, tmp_path)
+    assert (tmp_path / "log.csv").read_text() == table
+
+
+def test_a_store_packed_otherwise_does_not_continue_a_run(tmp_path):
+    options = dataclasses.replace(OPTIONS, steps=1, every=1)
+    songs = {"train/a": noises(FOUR, 2, 0), "valid/b": noises(FOUR, 2, 1)}
+    first = packed(tmp_path / "1", songs)
+    second = packed(tmp_path / "2", songs, speeds=(1.0, 0.9))
+    assert first.data_sha256 == second.data_sha256  # the same files
+    fit(first, CONFIG, options, tmp_path / "run")
+    with pytest.raises(UsageError, match="other settings or data"):
+        fit(second, CONFIG, options, tmp_path / "run")
+
+
+def test_a_run_is_not_continued_from_other_first_weights(store, tmp_path):
+    options = dataclasses.replace(OPTIONS, steps=1, every=1)
+    fit(Pack(store), CONFIG, options, tmp_path)
+    with pytest.raises(UsageError, match="initial"):
+        fit(Pack(store), CONFIG, options, tmp_path, initial=lambda net: None)
+
+
+def test_a_damaged_store_is_said(store, tmp_path):
+    for damage in ("index", "short", "gone"):
+        folder = tmp_path / damage
+        shutil.copytree(store, folder)
+        if damage == "index":
+            (folder / "index.json").write_text("{")
+        elif damage == "short":
+            (folder / "audio.i16").write_bytes((folder / "audio.i16").read_bytes()[:1000])
+        else:
+            (folder / "audio.i16").unlink()
+        with pytest.raises(UsageError, match="damaged store"):
+            Pack(folder)
 
 
 def test_another_version_of_a_checkpoint_is_refused(store, tmp_path):

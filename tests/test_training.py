@@ -150,20 +150,29 @@ def test_a_run_survives_sigkill(store, tmp_path):
         "import sys; from pathlib import Path\n"
         "from tests.toy_store import CONFIG; from umx_ext.training.options import TrainOptions\n"
         "from umx_ext.training.fit import fit, Pack\n"
-        f"fit(Pack(Path({str(store)!r})), CONFIG, TrainOptions(steps=100000, batch=1, excerpt_s=0.5, every=1),\n"
-        f"    Path({str(tmp_path)!r}))\n"
+        "options = TrainOptions(steps=60, batch=2, excerpt_s=0.5, every=5)\n"
+        f"fit(Pack(Path({str(store)!r})), CONFIG, options, Path(sys.argv[1]))"
     )
     root = Path(__file__).parent.parent
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+
+    def command(folder: str) -> list[str]:
+        return [sys.executable, "-c", script, str(tmp_path / folder)]
+
+    process = subprocess.Popen(command("killed"), cwd=root, env=environment)
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.5)
+        while not (tmp_path / "killed" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= 1
+    assert 5 <= torch.load(tmp_path / "killed" / "last.pt", weights_only=True)["step"] < 60
+    for folder in ("killed", "whole"):  # the same command again, and one that nobody killed
+        subprocess.run(command(folder), cwd=root, env=environment, check=True, timeout=120)
+    killed, whole = (torch.load(tmp_path / folder / "last.pt", weights_only=True) for folder in ("killed", "whole"))
+    for part in ("net", "averaged"):
+        assert all(torch.equal(whole[part][key], killed[part][key]) for key in whole[part])
 
 
 def test_another_configuration_does_not_continue_a_run(store, tmp_path):

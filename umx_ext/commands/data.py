@@ -49,7 +49,7 @@ def pack_(
         defaulted(
             "--speed", metavar="FACTOR", help="Store each training song at this speed as well; may be given often."
         ),
-    ] = (1.0,),
+    ] = (),
     quiet: Annotated[bool, option("-q", "--quiet", help="No progress, no lines for people.")] = False,
 ) -> int:
     """Decode songs once into one memory-mapped store, from which training examples are drawn many times faster.
@@ -73,7 +73,7 @@ def pack_(
             vocals=[Path(folder) for folder in vocals],
             accompaniments=[Path(folder) for folder in accompaniment],
             sample_rate=rate,
-            speeds=speed,
+            speeds=tuple(dict.fromkeys((1.0, *speed))),
             progress=lambda number, total: terminal.advance(bar, number, total),
         )
         for name, why in done.skipped.items():

@@ -138,7 +138,7 @@ def train(
 ) -> int:
     """Train a separator's network on remixed stems.
 
-    Every example is a new song made of excerpts of others; validation songs are never remixed. The run's folder gets
+    Most examples are new songs made of excerpts of others; validation songs are never remixed. The run's folder gets
     last.pt, from which a run that was killed goes on to the bit, best.pt, the averaged weights with the best validation
     score, and log.csv. Under torchrun several processes do one run together.
     """
@@ -154,11 +154,12 @@ def train(
     if place == "cpu":
         _require_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun says how many processes it started here
     terminal = Terminal(quiet=quiet)
+    initial = None if init is None else _initial(init)
     if dry_run:
-        _say(terminal, trainer.dry_run(pack, config, options, draws=dataclasses.asdict(draws), device=place), options)
+        chosen = dataclasses.asdict(draws)
+        _say(terminal, trainer.dry_run(pack, config, options, draws=chosen, initial=initial, device=place), options)
         return 0
     with _Line(options, quiet) as line:
-        initial = None if init is None else _initial(init)
         best = trainer.fit(
             pack,
             config,
@@ -170,7 +171,7 @@ def train(
             tensorboard=tensorboard,
             progress=line.show,
         )
-    if line.any:  # this process leads, and a validation was made
+    if int(os.environ.get("RANK", "0")) == 0:
         model = best.with_name("model.safetensors")
         chosen = chosen_of(best.parent)
         export(chosen, model)

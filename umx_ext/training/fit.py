@@ -29,16 +29,17 @@ from umx_ext.spectral import stft
 from umx_ext.training.journal import Journal, save_atomically
 from umx_ext.training.losses import LOSSES, Batch
 from umx_ext.training.options import TrainOptions
-from umx_ext.training.parallel import Group, joined, with_global_norms
+from umx_ext.training.parallel import Group, joined, own_device, with_global_norms
 from umx_ext.training.remix import Remixer
 from umx_ext.training.schedule import learning_rate, worn_out
 from umx_ext.training.tracks import Pack
-from umx_ext.training.validation import Score, peak_memory_mb, validate
+from umx_ext.training.validation import Score, as_channels, peak_memory_mb, validate, validation_songs
 
-__all__ = ["DryRun", "Progress", "build_network", "dry_run", "fit"]
+__all__ = ["DryRun", "Progress", "batch_of", "build_network", "dry_run", "fit"]
 
 STATISTICS_EXAMPLES = 64
-CHECKPOINT_VERSION = 2
+LEAST_SUM = 1e-8
+CHECKPOINT_VERSION = 3
 DRY_STEPS = 3
 
 Draws = Mapping[str, Any]
@@ -129,10 +130,12 @@ def fit(
         ModelError: a checkpoint that cannot be read.
         OutputError: the folder cannot be written; what was saved before is whole.
     """
-    place, folder = torch.device(device), Path(folder)
+    place, folder = own_device(torch.device(device)), Path(folder)
     with _own_random_numbers(place), joined(place) as group:
         run = _Run(pack, config, options, folder, draws or {}, initial, place, group)
         with Journal(folder, pack, config, options, tensorboard=tensorboard and group.leads) as journal:
+            if group.leads and run.state.log:
+                journal.keep(run.state.log)  # a run may have been killed between its checkpoint and its table
             run.go(journal, progress)
     return folder / "best.pt"
 
@@ -143,6 +146,7 @@ def dry_run(
     options: TrainOptions,
     *,
     draws: Draws | None = None,
+    initial: Callable[[nn.Module], None] | None = None,
     device: str = "cpu",
 ) -> DryRun:
     """A few steps and one validation, of which nothing is kept: time and memory of the run.
@@ -152,7 +156,7 @@ def dry_run(
     """
     place = torch.device(device)
     with _own_random_numbers(place):
-        run = _Run(pack, config, options, None, draws or {}, None, place, Group())
+        run = _Run(pack, config, options, None, draws or {}, initial, place, Group())
         batches = run.batches(0)
         seconds = []
         for step in range(DRY_STEPS):
@@ -210,6 +214,8 @@ class _Run:
         group: Group,
     ) -> None:
         _check(pack, config, options)
+        if options.batch < group.size:
+            raise UsageError(f"expected a batch of at least one example a process ({group.size}), got {options.batch}")
         self.pack, self.config, self.options, self.folder = pack, config, options, folder
         self.device, self.group = device, group
         self.precision = _precision(options.precision, device)
@@ -223,6 +229,8 @@ class _Run:
             "options": dataclasses.asdict(options),
             "draws": dict(draws),
             "data": pack.data_sha256,
+            "store": pack.identity,
+            "initial": initial is not None,
         }
         self.state = _State()
         self.waited_s = 0.0  # for the last batch's examples to be drawn
@@ -260,6 +268,11 @@ class _Run:
         while state.done < options.steps and not worn_out(state.scores, options.patience):
             begin = time.perf_counter()
             loss = self.step(state.done, next(batches))
+            if not math.isfinite(loss):
+                raise UsageError(
+                    f"the loss of step {state.done + 1} is {loss}; what was saved before is whole: go on from there in "
+                    f"a new folder with a learning rate below {options.learning_rate:g}"
+                )
             losses.append(loss)
             state.done += 1
             score = None
@@ -295,7 +308,7 @@ class _Run:
         with self._autocast():
             mask = self.net.mask(batch.magnitude)  # type: ignore[operator]
         numerator, denominator = LOSSES[options.loss](mask.float(), batch)
-        whole = self.group.total(denominator)
+        whole = self.group.total(denominator).clamp_min(LEAST_SUM)  # a batch of silence has nothing to be relative to
         self.scaler.scale(numerator / whole).backward()
         self.group.add_gradients(self.net)
         self.scaler.unscale_(self.optimiser)
@@ -357,10 +370,15 @@ class _Run:
                 signals = waiting.result()  # (batch, mixture and target, channels, samples)
                 self.waited_s = time.perf_counter() - begin
                 waiting = ahead.submit(draw, min(step + 1, options.steps - 1))
-                spectra = stft(signals.to(self.device), config.n_fft, config.hop, center=False)
-                mixture, target = spectra.permute(1, 0, 4, 2, 3)  # each (batch, frames, channels, bins)
-                squares = torch.view_as_real(mixture).square()  # several times faster than `abs`, which minds overflow
-                yield Batch(mixture, target, (squares[..., 0] + squares[..., 1]).sqrt_(), config)
+                yield batch_of(signals.to(self.device), config)
+
+
+def batch_of(signals: Tensor, config: Config) -> Batch:
+    """Spectra of examples `(batch, mixture and target, any channels, samples)`."""
+    spectra = stft(as_channels(signals, config.channels), config.n_fft, config.hop, center=False)
+    mixture, target = spectra.permute(1, 0, 4, 2, 3)  # each (batch, frames, channels, bins)
+    squares = torch.view_as_real(mixture).square()  # several times faster than `abs`, which minds overflow
+    return Batch(mixture, target, (squares[..., 0] + squares[..., 1]).sqrt_(), config)
 
 
 def _check(pack: Pack, config: Config, options: TrainOptions) -> None:
@@ -368,6 +386,13 @@ def _check(pack: Pack, config: Config, options: TrainOptions) -> None:
         raise UsageError(f"this trainer trains a vocals network, the config has the stems {', '.join(config.stems)}")
     if options.loss not in LOSSES:
         raise UsageError(f"no loss named {options.loss!r}; known: {', '.join(LOSSES)}")
+    if round(options.excerpt_s * config.sample_rate) < config.n_fft:
+        raise UsageError(
+            f"expected excerpts of at least one window, {config.n_fft / config.sample_rate:.3f} s, got "
+            f"{options.excerpt_s:g} s"
+        )
+    if not validation_songs(pack):
+        raise UsageError("the store holds no song to validate with: pack the songs again with some in a folder valid")
     if pack.sample_rate != config.sample_rate:
         raise UsageError(
             f"the store is at {pack.sample_rate} Hz and the network at {config.sample_rate} Hz: pack the songs again "
@@ -439,7 +464,8 @@ def _standardise(net: nn.Module, remixer: Remixer, options: TrainOptions, config
     magnitudes = []
     for item in range(STATISTICS_EXAMPLES):
         mixture, _ = remixer.draw(np.random.default_rng([options.seed, 2**31, item]))
-        magnitude = stft(torch.from_numpy(mixture), config.n_fft, config.hop, center=False).abs().permute(2, 0, 1)
+        waveform = as_channels(torch.from_numpy(mixture), config.channels)
+        magnitude = stft(waveform, config.n_fft, config.hop, center=False).abs().permute(2, 0, 1)
         magnitudes.append(magnitude.flatten(0, 1))
         for name, encoder in encoders.items():
             totals[name].append(encoder.branch(magnitude[None]).flatten(0, 2).double())
@@ -456,7 +482,7 @@ def _standardise(net: nn.Module, remixer: Remixer, options: TrainOptions, config
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of every feature, the latter not below a small part of the largest."""
     deviation = features.std(dim=0)
-    return features.mean(dim=0), deviation.clamp_min(1e-4 * float(deviation.max()))
+    return features.mean(dim=0), deviation.clamp_min(max(1e-4 * float(deviation.max()), 1e-8))
 
 
 @torch.no_grad()

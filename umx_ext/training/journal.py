@@ -14,6 +14,7 @@ from torch import nn
 
 from umx_ext import audio
 from umx_ext.errors import MissingExtraError, OutputError
+from umx_ext.plot import require_matplotlib
 from umx_ext.separation.config import Config
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.tracks import Pack
@@ -57,12 +58,14 @@ class Journal:
         tensorboard: write its events as well.
 
     Raises:
-        MissingExtraError: TensorBoard was asked for and is not installed.
+        MissingExtraError: TensorBoard was asked for, or pictures of examples, and their package is not installed.
         OutputError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, pack: Pack, config: Config, options: TrainOptions, *, tensorboard: bool) -> None:
         self.folder, self.pack, self.config, self.options = folder, pack, config, options
+        if options.examples:
+            require_matplotlib()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,6 +85,16 @@ class Journal:
         if self._events is not None:
             self._events.close()
 
+    def keep(self, log: Sequence[Sequence[float]]) -> None:
+        """The table, of all validations so far."""
+
+        def table(file: IO[str]) -> None:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows([[int(row[0]), *(f"{value:.4f}" for value in row[1:])] for row in log])
+
+        _write(self.folder / "log.csv", "w", table)
+
     def stepped(self, step: int, loss: float, learning_rate: float) -> None:
         """After every step."""
         if self._events is not None:
@@ -90,13 +103,7 @@ class Journal:
 
     def validated(self, log: Sequence[Sequence[float]], net: nn.Module, device: torch.device) -> None:
         """After every validation: the table so far, and some songs as the network separates them now."""
-
-        def table(file: IO[str]) -> None:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows([[int(row[0]), *(f"{value:.4f}" for value in row[1:])] for row in log])
-
-        _write(self.folder / "log.csv", "w", table)
+        self.keep(log)
         step, _, target, rest, _ = log[-1]
         if self._events is not None:
             self._events.add_scalar("valid/target SDR, dB", target, int(step))

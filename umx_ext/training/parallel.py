@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from umx_ext.separation.masknet import Norm
 
-__all__ = ["GlobalBatchNorm", "Group", "joined", "with_global_norms"]
+__all__ = ["GlobalBatchNorm", "Group", "joined", "own_device", "with_global_norms"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,13 @@ class Group:
         return values[0]
 
 
+def own_device(device: torch.device) -> torch.device:
+    """Of several GPUs the one of this process, where `torchrun` started one for each and none is named."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
     """The group that `torchrun` started this process in, or a group of one."""
@@ -70,8 +77,9 @@ def joined(device: torch.device) -> Iterator[Group]:
     if ours:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
-        torch.distributed.barrier()  # nobody leaves while another may still talk to it
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # where objects are sent from
+            yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
+            torch.distributed.barrier()  # nobody leaves while another may still talk to it
     finally:
         if ours:
             torch.distributed.destroy_process_group()

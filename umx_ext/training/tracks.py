@@ -31,6 +31,8 @@ FOUR, TWO = ("vocals", "drums", "bass", "other"), ("vocals", "accompaniment")
 # MIR-1K clips are named <singer>_<song>_<part>. These singers of its training part are held out for validation.
 MIR1K_VALID = frozenset({"abjones", "stool"})
 
+TEST = "test"  # the folder that is never looked into
+
 HELD_OUT = 10  # where no song is marked as validation, every tenth is
 CUT_S = 0.1  # stems whose lengths differ by no more are cut to the shortest
 
@@ -48,12 +50,14 @@ class Track:
         source: ``"musdb18"`` (four stems), ``"mir1k"`` (vocals and accompaniment), ``"vocals"`` or
             ``"accompaniments"`` (loose): named after the corpora that are of the first two kinds.
         stems: stem name -> (file, audio stream in it).
+        twice: files that hold one and the same stem; such a song cannot be used.
     """
 
     name: str
     split: str
     source: str
     stems: dict[str, tuple[Path, int]]
+    twice: tuple[Path, ...] = ()
 
 
 def find_tracks(root: Path) -> list[Track]:
@@ -68,6 +72,8 @@ def find_tracks(root: Path) -> list[Track]:
         AudioError: no songs in it.
     """
     root = Path(root)
+    if root.resolve().name.lower() == TEST:
+        raise UsageError(f"{shown(root)} is a folder of test songs, which are never trained on; give the one above it")
     if root.is_dir() and not (root / "train").is_dir():
         if (root / "test").is_dir():
             raise AudioError(f"{shown(root)} has a folder test, which is never trained on, and none named train")
@@ -79,15 +85,20 @@ def find_tracks(root: Path) -> list[Track]:
 
 
 def _track(song: Song, split: str) -> Track:
+    if song.name in MUSDB_VALID:  # wherever it lies
+        split = "valid"
     stems = {stem: place for stem, place in song.files.items() if stem != "mixture"}
     if set(FOUR) <= stems.keys() or not set(TWO) <= stems.keys():
-        return Track(song.name, split, SONGS, {stem: stems[stem] for stem in FOUR if stem in stems})
+        return Track(song.name, split, SONGS, {stem: stems[stem] for stem in FOUR if stem in stems}, song.twice)
     held_out = song.name.split("_")[0].lower() in MIR1K_VALID
-    return Track(song.name, "valid" if held_out else split, PAIRS, {stem: stems[stem] for stem in TWO})
+    pair = {stem: stems[stem] for stem in TWO}
+    return Track(song.name, "valid" if held_out else split, PAIRS, pair, song.twice)
 
 
 def find_loose(folder: Path, stem: str) -> list[Track]:
     """Every sound file in a folder and below, each a stem of its own for other songs.
+
+    Hidden files, and what lies in a folder test or valid, are left alone.
 
     Args:
         folder: where to look.
@@ -101,9 +112,14 @@ def find_loose(folder: Path, stem: str) -> list[Track]:
         raise UsageError(f"{shown(folder)} is no folder; give the one that holds the {stem} files")
     source = VOCALS if stem == "vocals" else ACCOMPANIMENTS
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in audio.INPUT_SUFFIXES]
+    paths = [path for path in paths if not _is_set_apart(path.relative_to(folder).parts)]
     if not paths:
         raise AudioError(f"there are no sound files in {shown(folder)}")
     return [Track(str(path.relative_to(folder)), "train", source, {stem: (path, 0)}) for path in paths]
+
+
+def _is_set_apart(parts: tuple[str, ...]) -> bool:
+    return any(part.startswith(".") or part.lower() in (TEST, "valid") for part in parts)
 
 
 def data_hash(tracks: Sequence[Track]) -> str:
@@ -175,6 +191,8 @@ def pack(
     tracks = [track for root in roots for track in find_tracks(root)]
     tracks += [track for folder in vocals for track in find_loose(folder, "vocals")]
     tracks += [track for folder in accompaniments for track in find_loose(folder, "accompaniment")]
+    valid = {track.name for track in tracks if (track.split, track.source) == ("valid", SONGS)}
+    tracks = [replace(t, split="valid") if t.source == SONGS and t.name in valid else t for t in tracks]
     tracks, notes = _with_validation(tracks)
     skipped: dict[str, str] = {}
     entries: list[Entry] = []
@@ -196,6 +214,9 @@ def pack(
                     progress(number, len(tracks))
         if not taken:
             raise AudioError(f"not one of {len(tracks)} songs could be read; the first: {next(iter(skipped.values()))}")
+        if not any(track.split == "valid" for track in taken):
+            held = next(why for name, why in skipped.items() for t in tracks if (t.name, t.split) == (name, "valid"))
+            raise AudioError(f"not one of the songs that are held out for validation could be read; the first: {held}")
         os.replace(temporary, target / "audio.i16")
         index = {
             "sample_rate": sample_rate,
@@ -234,6 +255,9 @@ def _with_validation(tracks: list[Track]) -> tuple[list[Track], list[str]]:
 
 def _read(track: Track) -> dict[str, tuple[Tensor, int]]:
     """Every stem and its rate, of one length in seconds; AudioError where that is not so."""
+    if track.twice:
+        names = " and ".join(path.name for path in track.twice)
+        raise AudioError(f"{track.name} has one stem twice ({names}); keep one of them")
     missing = [stem for stem in FOUR if stem not in track.stems] if track.source == SONGS else []
     if missing:
         raise AudioError(f"{track.name} has no {' and no '.join(missing)}")
@@ -281,16 +305,30 @@ class Pack:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         folder = Path(folder)
         try:
-            index = json.loads((folder / "index.json").read_text())
+            index = json.loads((folder / "index.json").read_bytes())
+        except ValueError as error:
+            raise _damaged(folder, str(error)) from error
         except OSError as error:
             raise UsageError(
                 f"{shown(folder)} is no store of packed songs; make one: umx-ext data pack ROOT OUT"
             ) from error
         self._folder = folder
-        self.sample_rate: int = index["sample_rate"]
-        self.data_sha256: str = index["data_sha256"]
-        self.entries = [Entry(**fields) for fields in index["entries"]]
-        self._values = np.memmap(folder / "audio.i16", dtype="<i2", mode="r")
+        try:
+            self.sample_rate: int = index["sample_rate"]
+            self.data_sha256: str = index["data_sha256"]
+            self.entries = [Entry(**fields) for fields in index["entries"]]
+            self._values = np.memmap(folder / "audio.i16", dtype="<i2", mode="r")
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise _damaged(folder, str(error)) from error
+        held = max((entry.offset + entry.samples * entry.channels for entry in self.entries), default=0)
+        if held > len(self._values):
+            raise _damaged(folder, "audio.i16 is too short")
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over what it holds and where: the same for stores from which the same examples are drawn."""
+        entries = [asdict(entry) for entry in self.entries]
+        return hashlib.sha256(json.dumps([self.data_sha256, self.sample_rate, entries]).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[type[Pack], tuple[Path]]:
         return Pack, (self._folder,)  # a process that is sent this maps the store itself
@@ -316,3 +354,7 @@ class Pack:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
+
+
+def _damaged(folder: Path, why: str) -> UsageError:
+    return UsageError(f"{shown(folder)} is a damaged store ({why}); delete it and pack the songs again")

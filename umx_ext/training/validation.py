@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from umx_ext.evaluation.sdr import median_sdr
 from umx_ext.separation.config import Config
 from umx_ext.spectral import istft, stft
-from umx_ext.training.tracks import Pack
+from umx_ext.training.tracks import PAIRS, SONGS, Entry, Pack
 
-__all__ = ["Score", "Song", "masked", "peak_memory_mb", "separated_songs", "validate"]
+__all__ = [
+    "Score", "Song", "as_channels", "masked", "peak_memory_mb", "separated_songs", "validate", "validation_songs",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,10 @@ class Song:
 
 
 def validate(net: nn.Module, pack: Pack, config: Config, device: torch.device | str = "cpu") -> Score:
-    """Score a network on the validation songs of MUSDB18, plain mask; the mixture is the sum of a song's stems."""
+    """Score a network on the validation songs, plain mask; the mixture is the sum of a song's stems.
+
+    Where the store holds songs of four stems, they are what counts; else its pairs of vocals and accompaniment.
+    """
     target, rest = [], []
     for song in separated_songs(net, pack, config, device):
         target.append(median_sdr(song.target, song.estimate, config.sample_rate))
@@ -59,12 +64,26 @@ def separated_songs(
     net: nn.Module, pack: Pack, config: Config, device: torch.device | str = "cpu", most: int | None = None
 ) -> Iterator[Song]:
     """The validation songs, or the first `most` of them, one at a time."""
-    for number, ((name, _), entries) in enumerate(pack.songs("valid", "musdb18").items()):
+    for number, ((name, _), entries) in enumerate(validation_songs(pack).items()):
         if most is not None and number >= most:
             return
-        stems = {stem: torch.from_numpy(pack.read(entry)) for stem, entry in entries.items()}
+        read = {stem: torch.from_numpy(pack.read(entry)) for stem, entry in entries.items()}
+        stems = {stem: as_channels(waveform, config.channels) for stem, waveform in read.items()}
         mixture = torch.stack(list(stems.values())).sum(dim=0)
         yield Song(name, mixture, stems[config.stems[0]], masked(net, mixture, config, device))
+
+
+def validation_songs(pack: Pack) -> dict[tuple[str, float], dict[str, Entry]]:
+    """Those that are scored: (track, speed) -> stem -> entry; empty where the store has none."""
+    return pack.songs("valid", SONGS) or pack.songs("valid", PAIRS)
+
+
+def as_channels(waveforms: Tensor, channels: int) -> Tensor:
+    """`(..., any, samples)` -> `(..., channels, samples)`: mono in both channels, or the mean of them."""
+    if waveforms.shape[-2] == channels:
+        return waveforms
+    mono = waveforms.mean(dim=-2, keepdim=True)
+    return mono.expand(*mono.shape[:-2], channels, mono.shape[-1])
 
 
 @torch.no_grad()
