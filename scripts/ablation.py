@@ -159,7 +159,12 @@ def report(
     rows = [[row, f"{best[row]:g}", *map(shown, zip(*of_seeds, strict=True))] for row, of_seeds in figures.items()]
     for name, values in calibration(songs, built(plan["base"], 1e-3, 0)[0].sample_rate).items():
         rows.append([name, "", "", *(f"{value:.2f}" for value in values)])
-    base, smallest = plan["base"], detectable(figures, len(seeds))
+    base = plan["base"]
+    if len(seeds) > 1:
+        smallest = ", ".join(f"{value:.2f}" for value in detectable(figures, len(seeds)))
+        chance = f"Smallest difference of two means that can be told from none: {smallest} dB in the four columns."
+    else:
+        chance = "One run each: differences of some tenths of a dB are chance."
     table = {
         "columns": [
             "row",
@@ -171,9 +176,8 @@ def report(
         ],
         "rows": rows,
         "note": f"Hidden size {base['hidden']}, {base['steps']} steps of {base['batch']} examples of "
-        f"{base['excerpt_s']:g} s, {len(seeds)} seeds: mean (lowest to highest). SDR of the plain mask, median over "
-        f"seconds, then over songs. Smallest difference of two means that can be told from none: "
-        f"{', '.join(f'{value:.2f}' for value in smallest)} dB in the four columns. {machine()}.",
+        f"{base['excerpt_s']:g} s, {len(seeds)} seed{"s" * (len(seeds) > 1)}: mean (lowest to highest). SDR of the plain mask, median over "
+        f"seconds, then over songs. {chance} {machine()}.",
         "figures": figures,
     }
     print(render(table))
