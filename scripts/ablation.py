@@ -176,7 +176,7 @@ def report(
         ],
         "rows": rows,
         "note": f"Hidden size {base['hidden']}, {base['steps']} steps of {base['batch']} examples of "
-        f"{base['excerpt_s']:g} s, {len(seeds)} seed{"s" * (len(seeds) > 1)}: mean (lowest to highest). SDR of the plain mask, median over "
+        f"{base['excerpt_s']:g} s, seeds {seeds}: mean (lowest to highest). SDR of the plain mask, median over "
         f"seconds, then over songs. {chance} {machine()}.",
         "figures": figures,
     }
