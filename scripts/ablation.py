@@ -157,8 +157,8 @@ def report(
     for row in plan["rows"]:
         figures[row] = [scores(job(row, best[row], seed).folder(runs), plan, row, songs) for seed in seeds]
     rows = [[row, f"{best[row]:g}", *map(shown, zip(*of_seeds, strict=True))] for row, of_seeds in figures.items()]
-    for name, values in calibration(songs, built(plan["base"], 1e-3, 0)[0].sample_rate).items():
-        rows.append([name, "", "", *(f"{value:.2f}" for value in values)])
+    for row, values in calibration(songs, built(plan["base"], 1e-3, 0)[0].sample_rate).items():
+        rows.append([row, "", "", *(f"{value:.2f}" for value in values)])
     base = plan["base"]
     if len(seeds) > 1:
         smallest = ", ".join(f"{value:.2f}" for value in detectable(figures, len(seeds)))
