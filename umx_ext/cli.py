@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from umx_ext import __version__
+from umx_ext.commands import interrupts
 from umx_ext.commands.terminal import Terminal
 from umx_ext.errors import OutputError, UmxError, UsageError
 
@@ -126,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default `sys.argv[1:]`.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
-    interrupted = threading.Event()
-    with _signals(interrupted):
-        return _answer(tokens, interrupted)
+    interrupts.arrived.clear()
+    with _signals():
+        return _answer(tokens)
 
 
-def _answer(tokens: list[str], interrupted: threading.Event) -> int:
+def _answer(tokens: list[str]) -> int:
     terminal = Terminal()
     verbose = bool({"-v", "--verbose"} & set(tokens))
     try:
@@ -139,9 +140,11 @@ def _answer(tokens: list[str], interrupted: threading.Event) -> int:
             if not verbose:
                 # A dependency's warning is not the one line that a person gets to read.
                 warnings.simplefilter("ignore")
-            return _dispatch(tokens)
+            code = _dispatch(tokens)
+            interrupts.heed()
+            return code
     except BaseException as error:
-        if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+        if interrupts.arrived.is_set() or isinstance(error, KeyboardInterrupt):
             # Whatever a library made of the interrupt that landed in it, it was an interrupt.
             terminal.error("interrupted; files already finished are kept, no half written file is left")
             return INTERRUPTED
@@ -225,13 +228,13 @@ def _unknown_command(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _signals(interrupted: threading.Event) -> Iterator[None]:
+def _signals() -> Iterator[None]:
     """SIGINT and SIGTERM both raise KeyboardInterrupt in the main thread, once; the old handlers come back."""
 
     def stop(signum: int, frame: object) -> None:
         for number in old:
             signal.signal(number, signal.SIG_IGN)  # tidying up is not to be interrupted
-        interrupted.set()
+        interrupts.arrived.set()
         raise KeyboardInterrupt
 
     old: dict[signal.Signals, Any] = {}

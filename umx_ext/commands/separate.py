@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from umx_ext.commands import interrupts
 from umx_ext.commands.arguments import Arguments
 from umx_ext.commands.fetching import Downloads, ask_for_acceptance
 from umx_ext.commands.plan import (
@@ -185,6 +186,7 @@ class _Run:
 
             require_matplotlib()
         separator = self._load()
+        interrupts.heed()  # torch is imported by now
         recipe = self._recipe(separator)
         check_collisions(sources, naming, recipe.stems, plot=self.arguments.plot)
         jobs = self._jobs(sources, paths, naming, recipe.stems)
