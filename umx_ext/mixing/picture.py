@@ -47,6 +47,7 @@ LOWEST_HZ, HIGHEST_HZ = 40.0, 20000.0
 OCTAVES = 1 / 6  # width of the bands that spectra are smoothed over
 TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10000)
 SPECTRUM_DB = 48.0
+LEAST_LABEL_DB = 0.05  # of a move, to be written beside it
 DECAYS_HZ = (125.0, 1000.0, 8000.0)
 
 
@@ -243,9 +244,12 @@ def _draw_equaliser(axes: Any, chain: Chain, rate: int) -> None:
     centres, _ = _bands(rate)
     moves = [effect for effect in chain if isinstance(effect, (ParametricEq, HighPass, LowPass))]
     frequencies, gains = _response_db(moves, rate)
-    bands = [band for effect in moves if isinstance(effect, ParametricEq) for band in effect.bands if band.gain_db]
+    moved: dict[float, float] = {}  # several equalisers may move one frequency: they are told together
+    for band in (band for effect in moves if isinstance(effect, ParametricEq) for band in effect.bands):
+        moved[band.frequency_hz] = moved.get(band.frequency_hz, 0.0) + band.gain_db
+    bands = [(frequency_hz, gain_db) for frequency_hz, gain_db in moved.items() if abs(gain_db) >= LEAST_LABEL_DB]
     inside = (frequencies >= centres[0]) & (frequencies <= centres[-1])
-    reach = max([6.0, *(1.5 * abs(band.gain_db) + 1 for band in bands)])
+    reach = max([6.0, *(1.5 * abs(gain_db) + 1 for _, gain_db in bands)])
     curve = np.clip(gains[inside], -4 * reach, None)
     axes.axhline(0, color=FAINT, linewidth=0.8)
     axes.fill_between(frequencies[inside], 0, curve, color=INK, alpha=0.12, linewidth=0)
@@ -253,11 +257,11 @@ def _draw_equaliser(axes: Any, chain: Chain, rate: int) -> None:
     axes.set_ylim(-reach, reach)
     _plain(axes, "equaliser, dB")
     _frequency_axis(axes, centres)
-    for band in bands:
-        up = band.gain_db > 0
-        at = float(np.interp(band.frequency_hz, frequencies, gains))
-        axes.plot(band.frequency_hz, at, marker="o", markersize=4.5, color=INK, markeredgewidth=0)
-        axes.annotate(f"{band.gain_db:+.1f}", (band.frequency_hz, at), xytext=(0, 6 if up else -6),
+    for frequency_hz, gain_db in bands:
+        up = gain_db > 0
+        at = float(np.interp(frequency_hz, frequencies, gains))
+        axes.plot(frequency_hz, at, marker="o", markersize=4.5, color=INK, markeredgewidth=0)
+        axes.annotate(f"{gain_db:+.1f}", (frequency_hz, at), xytext=(0, 6 if up else -6),
                       textcoords="offset points", ha="center", va="bottom" if up else "top", fontsize=9,
                       fontweight="bold", color=INK)  # fmt: skip
     for effect in moves:
