@@ -154,8 +154,10 @@ def report(
     run_all([job(row, best[row], seed) for row in plan["rows"] for seed in seeds], plan, store, runs, abreast)
 
     figures: dict[str, list[list[float]]] = {}
+    corpus = hashlib.sha256(b"".join(song["vocals"].numpy().tobytes() for song in songs)).hexdigest()[:8]
     for row in plan["rows"]:
-        figures[row] = [scores(job(row, best[row], seed).folder(runs), plan, row, songs) for seed in seeds]
+        folders = [job(row, best[row], seed).folder(runs) for seed in seeds]
+        figures[row] = [scores(folder, plan, row, songs, folder / f"scores.{corpus}.json") for folder in folders]
     rows = [[row, f"{best[row]:g}", *map(shown, zip(*of_seeds, strict=True))] for row, of_seeds in figures.items()]
     for row, values in calibration(songs, built(plan["base"], 1e-3, 0)[0].sample_rate).items():
         rows.append([row, "", "", *(f"{value:.2f}" for value in values)])
@@ -200,12 +202,10 @@ def detectable(figures: dict[str, list[list[float]]], seeds: int) -> list[float]
     return [quantile * float(deviation) * math.sqrt(2 / seeds) for deviation in pooled]
 
 
-def scores(folder: Path, plan: dict[str, Any], row: str, songs: list[dict[str, Any]]) -> list[float]:
-    """Valid vocals, test vocals and accompaniment, vocals of random mixes, dB; kept beside the run."""
+def scores(folder: Path, plan: dict[str, Any], row: str, songs: list[dict[str, Any]], kept: Path) -> list[float]:
+    """Valid vocals, test vocals and accompaniment, vocals of random mixes, dB; kept in a file of the run."""
     from tables import replace
 
-    heard = hashlib.sha256(b"".join(song["vocals"].numpy().tobytes() for song in songs)).hexdigest()[:8]
-    kept = folder / f"scores.{heard}.json"
     if kept.exists():
         return json.loads(kept.read_text())
     config, options = built(settings(plan, row), 1e-3, 0)

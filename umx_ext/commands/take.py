@@ -32,7 +32,7 @@ VOCALS, BACKING = "vocals", "accompaniment"
 DC_SHARE = 0.02  # of the RMS: no microphone and no song has that much; a faulty sound card does
 FLAT = 4  # equal samples at the very top: a sine at 100 Hz has two there, a clipped one more
 FLAT_PLACES = 5  # one or two are chance
-LOUDEST = 1e4  # 80 dB above full scale: no float recording, but 16-bit integers in a float file
+LOUDEST_DB = 80.0  # above full scale: no float recording, but 16-bit integers in a float file
 HEARD_S = 0.001  # differences in length below this are not worth a word
 TOLERANCE_DB = 0.005  # of the true peak: what a chain of our own may be beside its ceiling
 
@@ -222,10 +222,10 @@ def _prepared(job: Job, original: Tensor | None, notes: list[str]) -> tuple[Stem
 def _sound(path: str, what: str, notes: list[str]) -> tuple[Tensor, int]:
     """A file, without a constant offset and with notes about what is odd."""
     waveform, rate = audio.read(path)
-    if float(waveform.abs().max() if waveform.numel() else 0.0) > LOUDEST:
+    if (over_db := levels.peak_db(waveform)) > LOUDEST_DB:
         raise AudioError(
-            f"{shown(path)} holds samples of {float(waveform.abs().max()):.2g} where 1 is full scale; it was probably "
-            "written as floats at an integer scale: export it again"
+            f"{shown(path)} is {over_db:.0f} dB above full scale; it was probably written as floats at an integer "
+            "scale: export it again"
         )
     mean = waveform.mean(1, dtype=torch.float64)
     if float(mean.abs().max()) > DC_SHARE * 10 ** (levels.rms_db(waveform) / 20):

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from umx_ext.commands import interrupts
+
 __all__ = ["Terminal", "one_line"]
 
 _RED, _DIM, _PLAIN = "\x1b[1;31m", "\x1b[2m", "\x1b[0m"
@@ -77,7 +79,8 @@ class Terminal:
             return int(self._bars.add_task(one_line(name), total=total))
 
     def advance(self, bar: int | None, done: int, total: int | None) -> None:
-        """Move a bar; `total` may have become known."""
+        """Move a bar; `total` may have become known. Raises the interrupt that got lost, if there was one."""
+        interrupts.heed()
         if bar is not None and self._bars is not None:
             self._bars.update(bar, completed=done, total=total)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Toml
 
+from umx_ext.commands import interrupts
 from umx_ext.commands.options import defaulted, option
 from umx_ext.commands.terminal import Terminal, one_line
 from umx_ext.errors import UsageError
@@ -241,6 +242,7 @@ class _Line:
             sys.stderr.write("\n")
 
     def show(self, now: Progress) -> None:
+        interrupts.heed()
         self._seen += 1
         keep = SMOOTH if self._seen > 1 else 0.0
         self._loss = keep * self._loss + (1 - keep) * now.loss
