@@ -1,27 +1,34 @@
-"""python scripts/bench_wiener.py [--threads 2] [--rounds 5] [--json FILE]
+"""The Wiener filter beside open-unmix's: python scripts/bench_wiener.py [--threads 2] [--rounds 5]
 
-Times `umx_ext.separation.wiener.wiener` against `openunmix.filtering.wiener` (extra `research`): one window of 300
-frames of stereo noise with n_fft 4096, one iteration, float32. Both are given the same numbers in their own layout and
-measured in turn, A B A B; the fastest round of each counts. The error is the distance from openunmix in float64.
+One window of 300 frames of stereo noise with n_fft 4096, float32: `umx_ext.separation.wiener.wiener`, with its compiled
+loops and in torch alone, against `openunmix.filtering.wiener` (extra `research`). All are given the same numbers in
+their own layout and measured in turn; the median ratio of paired rounds counts. The error is the distance from
+open-unmix in float64. Writes `docs/wiener_speed.json` and the README's table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from openunmix.filtering import wiener as openunmix_wiener
+from tables import machine, publish, render
 from torch import Tensor
 
+from umx_ext.separation import planar
 from umx_ext.separation.wiener import wiener
 
 FRAMES, CHANNELS, BINS = 300, 2, 2049
-CASES = {"2 sources (vocals + residual)": (1, True), "4 sources": (4, False), "5 sources (4 + residual)": (4, True)}
+CASES = {  # sources, residual, iterations
+    "2 sources (vocals + residual)": (1, True, 1),
+    "4 sources": (4, False, 1),
+    "5 sources (4 + residual)": (4, True, 1),
+    "2 sources, 2 iterations": (1, True, 2),
+}
 
 
 def scene(sources: int) -> tuple[Tensor, Tensor]:
@@ -48,51 +55,76 @@ def error_db(estimates: Tensor, truth: Tensor) -> float:
     return 10 * math.log10(float((estimates - truth).abs().square().mean() / truth.abs().square().mean()))
 
 
+def in_torch_alone(function: Callable[[], Tensor]) -> Tensor:
+    loops, planar._planar = planar._planar, None
+    try:
+        return function()
+    finally:
+        planar._planar = loops
+
+
 @torch.no_grad()
-def measure(sources: int, residual: bool, rounds: int) -> dict[str, float]:
+def measure(sources: int, residual: bool, niter: int, rounds: int) -> list[dict[str, float | str]]:
     magnitudes, mixture = scene(sources)
     theirs = openunmix_arguments(magnitudes, mixture)
+
+    def ours() -> Tensor:
+        return wiener(magnitudes, mixture, residual=residual, niter=niter)
+
     calls: dict[str, Callable[[], Tensor]] = {
-        "openunmix": lambda: openunmix_wiener(*theirs, 1, residual=residual),
-        "umx_ext": lambda: wiener(magnitudes, mixture, residual=residual),
+        "open-unmix 1.3.0": lambda: openunmix_wiener(*theirs, niter, residual=residual),
+        "umx_ext, torch alone": lambda: in_torch_alone(ours),
     }
+    if planar.compiled():
+        calls["umx_ext"] = ours
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
             times[name].append(seconds(call))
-    best = {name: min(values[1:]) for name, values in times.items()}  # the first round warms up
+    times = {name: values[1:] for name, values in times.items()}  # the first round warms up
 
     torch.set_default_dtype(torch.float64)  # openunmix's constants follow it
     exact = openunmix_wiener(
-        *openunmix_arguments(magnitudes.double(), mixture.to(torch.complex128)), 1, residual=residual
+        *openunmix_arguments(magnitudes.double(), mixture.to(torch.complex128)), niter, residual=residual
     )
     torch.set_default_dtype(torch.float32)
-    return {
-        "openunmix_ms": 1000 * best["openunmix"],
-        "umx_ext_ms": 1000 * best["umx_ext"],
-        "faster": best["openunmix"] / best["umx_ext"],
-        "openunmix_error_db": error_db(calls["openunmix"](), exact),
-        "umx_ext_error_db": error_db(torch.view_as_real(calls["umx_ext"]()).permute(1, 3, 2, 4, 0), exact),
-    }
+    rows: list[dict[str, float | str]] = []
+    for name, call in calls.items():
+        found = call()
+        if name.startswith("umx_ext"):
+            found = torch.view_as_real(found).permute(1, 3, 2, 4, 0)
+        pairs = zip(times["open-unmix 1.3.0"], times[name], strict=True)
+        rows.append(
+            {
+                "system": name,
+                "ms": 1000 * statistics.median(times[name]),
+                "faster": statistics.median(other / own for other, own in pairs),
+                "error_db": error_db(found, exact),
+            }
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="torch threads (2)")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file, too")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (7)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = {name: measure(*case, options.rounds) for name, case in CASES.items()}
-    print(f"| one window, {options.threads} threads | openunmix | umx-ext | faster | error of openunmix | of umx-ext |")
-    print("|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        print(
-            f"| {name} | {row['openunmix_ms']:.0f} ms | {row['umx_ext_ms']:.0f} ms | {row['faster']:.1f}x "
-            f"| {row['openunmix_error_db']:.0f} dB | {row['umx_ext_error_db']:.0f} dB |"
-        )
-    if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}, indent=2) + "\n")
+    rows = []
+    for case, settings in CASES.items():
+        for row in measure(*settings, options.rounds):
+            ratio = "1" if row["system"].startswith("open") else f"**{row['faster']:.1f}x**"
+            rows.append([case, row["system"], f"{row['ms']:.0f}", ratio, f"{row['error_db']:.0f}"])
+    table = {
+        "columns": ["one window of 7 s", "system", "ms", "speed", "error, dB"],
+        "rows": rows,
+        "note": f"{FRAMES} frames of stereo noise, n_fft 4096, float32, {options.threads} threads, {options.rounds} "
+        "rounds in turn: median time, median ratio of paired rounds; the error is beside open-unmix in float64. "
+        f"{machine()}.",
+    }
+    print(render(table))
+    publish("wiener_speed", table)
 
 
 if __name__ == "__main__":

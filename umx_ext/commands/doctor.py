@@ -115,9 +115,11 @@ def _first_line(error: BaseException) -> str:
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
+    from umx_ext.separation import planar
     from umx_ext.separation.pretrained import pick_device
 
-    yield "cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    loops = "compiled" if planar.compiled() else "torch's, slower; with a C compiler, install umx-ext once more"
+    yield "cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; Wiener filter: {loops}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -1,0 +1,138 @@
+"""The compiled loops of the Wiener filter, beside what torch alone makes and beside the slow twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests import reference_wiener
+from tests.test_wiener import nearly_mono, relative_db, scene
+from umx_ext.separation import planar
+from umx_ext.separation import wiener as module
+from umx_ext.separation.wiener import filter_window, parts, wiener
+
+FRAMES, BINS = 150, 261  # enough frames for both loops, and more bins than a block of theirs
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Which of the loops were run."""
+    if not planar.compiled():
+        pytest.skip("the loops were not compiled here")
+    seen: list[str] = []
+    for name in ("moments", "filtered"):
+        original = getattr(planar, name)
+
+        def noting(*arguments, name: str = name, original=original):
+            seen.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(planar, name, noting)
+    yield seen
+
+
+def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planar, "_planar", None)
+
+
+def single(magnitudes: Tensor, mixture: Tensor) -> tuple[Tensor, Tensor]:
+    return magnitudes.float(), mixture.to(torch.complex64)
+
+
+@pytest.mark.parametrize("sources, residual, niter", [(1, True, 1), (2, False, 1), (4, False, 1), (3, True, 2)])
+def test_they_equal_torch_and_the_slow_twin(calls, monkeypatch, sources, residual, niter):
+    exact = scene(2, sources, frames=FRAMES, bins=BINS)
+    magnitudes, mixture = single(*exact)
+    before = magnitudes.clone(), mixture.clone()
+    compiled = wiener(magnitudes, mixture, residual=residual, niter=niter)
+    assert set(calls) == {"moments", "filtered"}
+    assert torch.equal(magnitudes, before[0]) and torch.equal(mixture, before[1])
+    calls.clear()
+    without_loops(monkeypatch)
+    plain = wiener(magnitudes, mixture, residual=residual, niter=niter)
+    assert calls == []
+    assert relative_db(compiled - plain, plain) < -110
+
+    loudest = int(mixture.abs().amax((0, 1)).argmax())  # which decides the scale
+    bins = [0, 7, 255, 256, BINS - 1, loudest]
+    few = [np.ascontiguousarray(values[..., bins].numpy()) for values in exact]
+    truth = torch.from_numpy(reference_wiener.wiener(*few, niter=niter, residual=residual))
+    off = [relative_db(found[..., bins] - truth, truth) for found in (compiled, plain)]
+    assert off[0] < max(-110, off[1] + 3)
+
+
+def test_a_nearly_mono_mixture_keeps_its_digits(calls, monkeypatch):
+    magnitudes, mixture = scene(2, 2, frames=FRAMES, bins=BINS)
+    mixture = nearly_mono(mixture)
+    exact = wiener(magnitudes, mixture)
+    assert calls == []  # double precision is torch's
+    compiled = wiener(*single(magnitudes, mixture))
+    assert calls
+    without_loops(monkeypatch)
+    plain = wiener(*single(magnitudes, mixture))
+    side = exact[..., 0, :] - exact[..., 1, :]
+    off = [relative_db(found[..., 0, :] - found[..., 1, :] - side, side) for found in (compiled, plain)]
+    assert off[0] < off[1] + 3
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-6, 1e4])
+def test_silent_and_loud_mixtures(calls, monkeypatch, level):
+    magnitudes, mixture = single(*(level * values for values in scene(2, 2, frames=FRAMES, bins=BINS)))
+    compiled = wiener(magnitudes, mixture)
+    assert torch.isfinite(torch.view_as_real(compiled)).all()
+    without_loops(monkeypatch)
+    plain = wiener(magnitudes, mixture)
+    if level == 0:
+        assert not compiled.any() and not plain.any()
+    else:
+        assert relative_db(compiled - plain, plain) < -110
+
+
+def test_planes_that_are_parts_of_larger_ones(calls):
+    """Rows, columns and channels of larger tensors, masks whose bins do not lie next to each other, some sources."""
+    magnitudes, mixture = single(*scene(2, 3, frames=FRAMES, bins=BINS))
+    ratios = magnitudes / mixture.abs()
+
+    def estimates(mixture: Tensor, claims: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
+        pieces = [
+            torch.stack([torch.stack(channels, dim=1) for channels in planes])
+            for _, planes in filter_window(lambda rows: [claim[rows] for claim in claims], mixture, wanted=wanted)
+        ]
+        return list(torch.cat(pieces, dim=1))
+
+    every = estimates(parts(mixture), list(ratios), range(3))
+    wide = torch.randn(2, 2, FRAMES + 7, BINS + 5)
+    wide[:, :, 3:-4, 2:-3] = parts(mixture)
+    scattered = [claim.mT.contiguous().mT for claim in ratios]
+    some = estimates(wide[:, :, 3:-4, 2:-3], scattered, [2, 0])
+    assert torch.equal(some[0], every[2]) and torch.equal(some[1], every[0])
+
+
+def test_small_pieces_give_the_same(calls, monkeypatch):
+    magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=BINS))
+    whole = wiener(magnitudes, mixture)
+    monkeypatch.setattr(module, "_PLANE", 17 * BINS)
+    torch.testing.assert_close(wiener(magnitudes, mixture), whole, rtol=1e-4, atol=1e-6)
+    assert len(calls) > 4
+
+
+@pytest.mark.parametrize("case", ["double", "mono", "gradients", "many"])
+def test_what_they_cannot_do_is_torchs(calls, case):
+    count = planar.MOST_SOURCES + 1 if case == "many" else 2
+    exact = scene(1 if case == "mono" else 2, count, frames=FRAMES if count == 2 else 130, bins=5)
+    magnitudes, mixture = exact if case == "double" else single(*exact)
+    wiener(magnitudes.requires_grad_(case == "gradients"), mixture)
+    assert calls == []
+
+
+def test_wrong_numbers_of_planes_are_refused():
+    if not planar.compiled():
+        pytest.skip("the loops were not compiled here")
+    with pytest.raises(ValueError, match="as many planes for each channel"):
+        planar._planar.moments(0, 0, 0, 0, 0, 0, (1,), (1, 2), (1,), 0, 0, 0)
+    with pytest.raises(ValueError, match="at most 32 sources, got 33"):
+        planar._planar.gains(0, 0, 0, 0, 0, 0, 33, 0, 0, 0, 0, (0,) * 33, 0.0, 0)

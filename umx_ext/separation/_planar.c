@@ -1,0 +1,275 @@
+/* The two loops of the stereo Wiener filter in which all its time goes; umx_ext/separation/planar.py explains them.
+ *
+ * Every plane is float32, (rows, bins), its bins next to each other. A block of bins is done for all rows before the
+ * next: what belongs to a bin then stays in the first-level cache. The interpreter is not held meanwhile.
+ *
+ * Each loop is compiled for several instruction sets where the compiler can, and the best that runs is chosen when the
+ * module is loaded. Nothing is summed in another order in any of them: they differ by the rounding of a product.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+
+#define BLOCK 256 /* bins */
+#define MOST 32   /* sources */
+
+#if defined(_MSC_VER)
+#define RESTRICT __restrict
+#define INLINE static __forceinline
+#else
+#define RESTRICT restrict
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+typedef float *RESTRICT Out;
+typedef const float *RESTRICT In;
+
+typedef struct {
+    const float *left_real, *left_imag, *right_real, *right_imag;
+    Py_ssize_t stride; /* of a row */
+    Py_ssize_t rows, bins;
+} Mixture;
+
+typedef struct {
+    Py_ssize_t masks;          /* sources that have one */
+    Py_ssize_t sources;        /* the residual counted */
+    const float *left[MOST];   /* a mask's plane for each channel */
+    const float *right[MOST];
+    Py_ssize_t stride[MOST];
+    float *powers;             /* (sources, rows, bins) */
+    double *sums;              /* (sources, 4, bins), added to */
+} Moments;
+
+typedef struct {
+    Py_ssize_t sources, wanted;
+    Py_ssize_t which[MOST];    /* of the sources are wanted */
+    const float *powers;       /* (sources, rows, bins) */
+    const float *basis;        /* (3, bins): cos, and the real and the imaginary part of sin */
+    const float *rotated;      /* (sources, 4, bins): Q^H R Q, entries 00, 11, real and imaginary part of 01 */
+    const float *back;         /* (sources, 4, 2, bins): R Q, entries 00, 01, 10, 11, real and imaginary parts */
+    float *estimates;          /* (wanted, 2, rows, bins, 2): complex */
+    float noise;
+} Gains;
+
+INLINE float moments_body(const Mixture *mixture, const Moments *job) {
+    const Py_ssize_t bins = mixture->bins, rows = mixture->rows;
+    float peak = 0;
+    for (Py_ssize_t first = 0; first < bins; first += BLOCK) {
+        const Py_ssize_t width = bins - first < BLOCK ? bins - first : BLOCK;
+        float peaks[BLOCK] = {0};
+        for (Py_ssize_t row = 0; row < rows; row++) {
+            const Py_ssize_t at = row * mixture->stride + first;
+            In lr = mixture->left_real + at, li = mixture->left_imag + at;
+            In rr = mixture->right_real + at, ri = mixture->right_imag + at;
+            float p00[BLOCK], p11[BLOCK], real01[BLOCK], imag01[BLOCK], rest_left[BLOCK], rest_right[BLOCK];
+            for (Py_ssize_t i = 0; i < width; i++) {
+                p00[i] = lr[i] * lr[i] + li[i] * li[i];
+                p11[i] = rr[i] * rr[i] + ri[i] * ri[i];
+                real01[i] = lr[i] * rr[i] + li[i] * ri[i];
+                imag01[i] = li[i] * rr[i] - lr[i] * ri[i];
+                const float larger = p00[i] > p11[i] ? p00[i] : p11[i];
+                peaks[i] = larger > peaks[i] ? larger : peaks[i];
+                rest_left[i] = rest_right[i] = 1;
+            }
+            for (Py_ssize_t source = 0; source < job->sources; source++) {
+                In left = rest_left, right = rest_right;
+                if (source < job->masks) {
+                    left = job->left[source] + row * job->stride[source] + first;
+                    right = job->right[source] + row * job->stride[source] + first;
+                }
+                Out power = job->powers + (source * rows + row) * bins + first;
+                double *RESTRICT s00 = job->sums + 4 * source * bins + first, *RESTRICT s11 = s00 + bins;
+                double *RESTRICT sum_real = s11 + bins, *RESTRICT sum_imag = sum_real + bins;
+                for (Py_ssize_t i = 0; i < width; i++) {
+                    const float cross = left[i] * right[i];
+                    const float y00 = left[i] * left[i] * p00[i], y11 = right[i] * right[i] * p11[i];
+                    s00[i] += y00;
+                    s11[i] += y11;
+                    sum_real[i] += cross * real01[i];
+                    sum_imag[i] += cross * imag01[i];
+                    power[i] = (y00 + y11) * 0.5f;
+                }
+                if (source < job->masks && job->sources > job->masks)
+                    for (Py_ssize_t i = 0; i < width; i++) {
+                        rest_left[i] -= left[i];
+                        rest_right[i] -= right[i];
+                    }
+            }
+        }
+        for (Py_ssize_t i = 0; i < width; i++)
+            peak = peaks[i] > peak ? peaks[i] : peak;
+    }
+    return peak;
+}
+
+INLINE void gains_body(const Mixture *mixture, const Gains *job) {
+    const Py_ssize_t bins = mixture->bins, rows = mixture->rows;
+    const float noise = job->noise, noise2 = noise * noise;
+    for (Py_ssize_t first = 0; first < bins; first += BLOCK) {
+        const Py_ssize_t width = bins - first < BLOCK ? bins - first : BLOCK;
+        In cos = job->basis + first, sin_real = cos + bins, sin_imag = sin_real + bins;
+        for (Py_ssize_t row = 0; row < rows; row++) {
+            const Py_ssize_t at = row * mixture->stride + first;
+            In lr = mixture->left_real + at, li = mixture->left_imag + at;
+            In rr = mixture->right_real + at, ri = mixture->right_imag + at;
+            float c00[BLOCK] = {0}, c11[BLOCK] = {0}, real01[BLOCK] = {0}, imag01[BLOCK] = {0};
+            for (Py_ssize_t source = 0; source < job->sources; source++) {
+                In power = job->powers + (source * rows + row) * bins + first;
+                In q00 = job->rotated + 4 * source * bins + first, q11 = q00 + bins;
+                In q_real = q11 + bins, q_imag = q_real + bins;
+                for (Py_ssize_t i = 0; i < width; i++) {
+                    c00[i] += power[i] * q00[i];
+                    c11[i] += power[i] * q11[i];
+                    real01[i] += power[i] * q_real[i];
+                    imag01[i] += power[i] * q_imag[i];
+                }
+            }
+            float zs_real[BLOCK], zs_imag[BLOCK], zw_real[BLOCK], zw_imag[BLOCK], inverse[BLOCK];
+            for (Py_ssize_t i = 0; i < width; i++) {
+                /* Q^H x */
+                const float strong_real = lr[i] * cos[i] + rr[i] * sin_real[i] - ri[i] * sin_imag[i];
+                const float strong_imag = li[i] * cos[i] + ri[i] * sin_real[i] + rr[i] * sin_imag[i];
+                const float weak_real = rr[i] * cos[i] - lr[i] * sin_real[i] - li[i] * sin_imag[i];
+                const float weak_imag = ri[i] * cos[i] - li[i] * sin_real[i] + lr[i] * sin_imag[i];
+                /* det(A + s I) = det A + s (trace A + s), and det A is never negative. */
+                float determinant = c00[i] * c11[i] - real01[i] * real01[i] - imag01[i] * imag01[i];
+                determinant = determinant < 0 ? 0 : determinant;
+                inverse[i] = 1 / (determinant + noise * (c00[i] + c11[i]) + noise2);
+                const float a = c00[i] + noise, d = c11[i] + noise;
+                /* adj(Q^H C Q) Q^H x */
+                zs_real[i] = strong_real * d - weak_real * real01[i] + weak_imag * imag01[i];
+                zs_imag[i] = strong_imag * d - weak_imag * real01[i] - weak_real * imag01[i];
+                zw_real[i] = weak_real * a - strong_real * real01[i] - strong_imag * imag01[i];
+                zw_imag[i] = weak_imag * a - strong_imag * real01[i] + strong_real * imag01[i];
+            }
+            for (Py_ssize_t number = 0; number < job->wanted; number++) {
+                const Py_ssize_t source = job->which[number];
+                In power = job->powers + (source * rows + row) * bins + first;
+                for (int channel = 0; channel < 2; channel++) {
+                    In s_real = job->back + (8 * source + 4 * channel) * bins + first, s_imag = s_real + bins;
+                    In w_real = s_imag + bins, w_imag = w_real + bins;
+                    Out estimate = job->estimates + 2 * (((2 * number + channel) * rows + row) * bins + first);
+                    for (Py_ssize_t i = 0; i < width; i++) {
+                        const float gain = power[i] * inverse[i];
+                        const float real = zs_real[i] * s_real[i] - zs_imag[i] * s_imag[i] + zw_real[i] * w_real[i] -
+                                           zw_imag[i] * w_imag[i];
+                        const float imag = zs_real[i] * s_imag[i] + zs_imag[i] * s_real[i] + zw_real[i] * w_imag[i] +
+                                           zw_imag[i] * w_real[i];
+                        estimate[2 * i] = real * gain;
+                        estimate[2 * i + 1] = imag * gain;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* Instruction sets. */
+
+typedef float (*MomentsLoop)(const Mixture *, const Moments *);
+typedef void (*GainsLoop)(const Mixture *, const Gains *);
+
+static float moments_plain(const Mixture *mixture, const Moments *job) { return moments_body(mixture, job); }
+static void gains_plain(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }
+
+static MomentsLoop moments_loop = moments_plain;
+static GainsLoop gains_loop = gains_plain;
+
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
+AVX2 static float moments_avx2(const Mixture *mixture, const Moments *job) { return moments_body(mixture, job); }
+AVX2 static void gains_avx2(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }
+AVX512 static float moments_avx512(const Mixture *mixture, const Moments *job) { return moments_body(mixture, job); }
+AVX512 static void gains_avx512(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }
+
+static void choose(void) {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        moments_loop = moments_avx2;
+        gains_loop = gains_avx2;
+    }
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
+        moments_loop = moments_avx512;
+        gains_loop = gains_avx512;
+    }
+}
+#else
+static void choose(void) {}
+#endif
+
+/* Python's side. Addresses and shapes come from planar.py, which has checked them. */
+
+static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
+
+static Mixture planes(unsigned long long base, Py_ssize_t channel, Py_ssize_t part, Py_ssize_t row, Py_ssize_t rows,
+                      Py_ssize_t bins) {
+    const float *first = address(base);
+    Mixture mixture = {first, first + part, first + channel, first + channel + part, row, rows, bins};
+    return mixture;
+}
+
+static Py_ssize_t numbers(PyObject *tuple, Py_ssize_t *values) {
+    const Py_ssize_t count = PyTuple_Size(tuple);
+    if (count > MOST)
+        PyErr_Format(PyExc_ValueError, "expected at most %d sources, got %zd", MOST, count);
+    for (Py_ssize_t i = 0; i < count && !PyErr_Occurred(); i++)
+        values[i] = PyLong_AsSsize_t(PyTuple_GetItem(tuple, i));
+    return count;
+}
+
+static PyObject *moments(PyObject *module, PyObject *arguments) {
+    unsigned long long base, powers, sums;
+    Py_ssize_t channel, part, row, rows, bins, residual, left[MOST], right[MOST];
+    PyObject *lefts, *rights, *strides;
+    Moments job;
+    if (!PyArg_ParseTuple(arguments, "KnnnnnO!O!O!nKK", &base, &channel, &part, &row, &rows, &bins, &PyTuple_Type,
+                          &lefts, &PyTuple_Type, &rights, &PyTuple_Type, &strides, &residual, &powers, &sums))
+        return NULL;
+    job.masks = numbers(lefts, left);
+    if (PyErr_Occurred() || numbers(rights, right) != job.masks || numbers(strides, job.stride) != job.masks ||
+        PyErr_Occurred())
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "expected as many planes for each channel");
+    for (Py_ssize_t source = 0; source < job.masks; source++) {
+        job.left[source] = (const float *)(uintptr_t)left[source];
+        job.right[source] = (const float *)(uintptr_t)right[source];
+    }
+    job.sources = job.masks + (residual != 0);
+    job.powers = address(powers);
+    job.sums = address(sums);
+    const Mixture mixture = planes(base, channel, part, row, rows, bins);
+    float peak;
+    Py_BEGIN_ALLOW_THREADS peak = moments_loop(&mixture, &job);
+    Py_END_ALLOW_THREADS return PyFloat_FromDouble(peak);
+}
+
+static PyObject *gains(PyObject *module, PyObject *arguments) {
+    unsigned long long base, powers, basis, rotated, back, estimates;
+    Py_ssize_t channel, part, row, rows, bins;
+    PyObject *wanted;
+    Gains job;
+    if (!PyArg_ParseTuple(arguments, "KnnnnnnKKKKO!fK", &base, &channel, &part, &row, &rows, &bins, &job.sources,
+                          &powers, &basis, &rotated, &back, &PyTuple_Type, &wanted, &job.noise, &estimates))
+        return NULL;
+    job.wanted = numbers(wanted, job.which);
+    if (PyErr_Occurred())
+        return NULL;
+    job.powers = address(powers);
+    job.basis = address(basis);
+    job.rotated = address(rotated);
+    job.back = address(back);
+    job.estimates = address(estimates);
+    const Mixture mixture = planes(base, channel, part, row, rows, bins);
+    Py_BEGIN_ALLOW_THREADS gains_loop(&mixture, &job);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {{"moments", moments, METH_VARARGS, NULL}, {"gains", gains, METH_VARARGS, NULL}, {NULL}};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_planar", NULL, 0, methods};
+
+PyMODINIT_FUNC PyInit__planar(void) {
+    choose();
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,115 @@
+"""The stereo Wiener filter's two loops, compiled: in one pass what `wiener` writes as some ninety operations on planes.
+
+The extension is built with the package where a C compiler is to be had. Where none was, `compiled` is false, and
+`wiener` does the same with torch alone: the same numbers but for roundings, several times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+try:
+    from umx_ext.separation import _planar
+except ImportError:  # not built here
+    _planar = None  # type: ignore[assignment]
+
+__all__ = ["MOST_SOURCES", "compiled", "filtered", "moments", "ready"]
+
+MOST_SOURCES = 32
+
+
+def compiled() -> bool:
+    """Whether the loops were built with the package."""
+    return _planar is not None
+
+
+def ready(mixture: Tensor, sources: int) -> bool:
+    """Whether the loops can be used: built, and for float32 in stereo on the CPU. They record no gradients."""
+    return (
+        compiled()
+        and mixture.device.type == "cpu"
+        and mixture.dtype == torch.float32
+        and mixture.shape[0] == 2
+        and mixture.stride(-1) == 1
+        and sources <= MOST_SOURCES
+    )
+
+
+def moments(mixture: Tensor, masks: Sequence[Tensor], residual: bool, sums: Tensor) -> tuple[Tensor, float]:
+    """Powers of the first estimates, and sums of their covariances over the frames.
+
+    Args:
+        mixture: real and imaginary parts, float32 `(2, 2, frames, bins)`.
+        masks: for each source, float32 `(frames, 2, bins)`.
+        residual: one more source, whose mask is 1 minus the others.
+        sums: float64 `(sources, 4, bins)`, the entries 00, 11 and the real and imaginary part of 01 of
+            ``sum_t y y^H``; these frames' are added.
+
+    Returns:
+        The powers, `(sources, frames, bins)`, and the mixture's largest squared magnitude.
+    """
+    planes = [_rows(mask) for mask in masks]
+    powers = mixture.new_empty(len(masks) + residual, *mixture.shape[2:])
+    peak = _planar.moments(
+        *_where(mixture),
+        tuple(plane.data_ptr() for plane in planes),
+        tuple(plane[:, 1].data_ptr() for plane in planes),
+        tuple(plane.stride(0) for plane in planes),
+        int(residual),
+        powers.data_ptr(),
+        sums.data_ptr(),
+    )
+    return powers, peak
+
+
+def filtered(
+    mixture: Tensor,
+    powers: Tensor,
+    basis: Tensor,
+    rotated: Tensor,
+    back: Tensor,
+    wanted: Sequence[int],
+    noise: float,
+) -> Tensor:
+    """``v_j (R_j Q) (Q^H C Q)^-1 Q^H x`` for the wanted sources.
+
+    Args:
+        mixture: real and imaginary parts, float32 `(2, 2, frames, bins)`.
+        powers: of the sources, `(sources, frames, bins)`.
+        basis: Q of each bin, `(3, bins)`: cosine, and the real and imaginary part of the sine.
+        rotated: ``Q^H R_j Q``, `(sources, 4, bins)`: entries 00, 11, real and imaginary part of 01.
+        back: ``R_j Q``, `(sources, 4, 2, bins)`: entries 00, 01, 10, 11, real and imaginary parts.
+        wanted: indices of sources.
+        noise: what C has on its diagonal besides.
+
+    Returns:
+        Complex `(wanted, 2, frames, bins)`.
+    """
+    powers, basis, rotated, back = (values.contiguous() for values in (powers, basis, rotated, back))
+    estimates = torch.empty(len(wanted), *mixture.shape[1:], dtype=torch.complex64)
+    _planar.gains(
+        *_where(mixture),
+        len(powers),
+        powers.data_ptr(),
+        basis.data_ptr(),
+        rotated.data_ptr(),
+        back.data_ptr(),
+        tuple(wanted),
+        noise,
+        estimates.data_ptr(),
+    )
+    return estimates
+
+
+def _rows(mask: Tensor) -> Tensor:
+    """A mask whose bins are next to each other."""
+    return mask if mask.stride(2) == 1 else mask.contiguous()
+
+
+def _where(mixture: Tensor) -> tuple[int, int, int, int, int, int]:
+    channel, part, row, _ = mixture.stride()
+    _, _, rows, bins = mixture.shape
+    return mixture.data_ptr(), channel, part, row, rows, bins
