@@ -664,6 +664,24 @@ def test_a_sketch_keeps_the_extremes_and_the_energy_whatever_the_length(monkeypa
     assert float(power.mean()) == pytest.approx(float(torch.hann_window(4096).square().sum()), rel=0.01)
 
 
+def test_profile_says_where_the_time_went_and_leaves_standard_output_alone(
+    run: Run, tmp_path: Path, model: str
+) -> None:
+    song(tmp_path / "song.wav")
+    answer = run("separate", "song.wav", "-n", model, "--profile", "--json")
+    assert answer.code == 0 and len(answer.records) == 1
+    lines = answer.err.splitlines()
+    assert lines[0].split() == ["stage", "seconds", "share"] and len({len(line) for line in lines}) == 1
+    rows = {name: cells for name, *cells in (re.split(r"  +", line.strip()) for line in lines[1:])}
+    stages = {name: float(cells[0]) for name, cells in rows.items() if len(cells) == 2}
+    assert {"load the model", "decode", "STFT", "recurrence", "Wiener", "subtract", "encode", "wait"} <= set(stages)
+    assert sum(stages.values()) == pytest.approx(float(rows["all threads"][0]), abs=0.001 * len(stages))
+    shares = [float(rows[name][1].removesuffix(" %")) for name in stages]
+    assert sum(shares) == pytest.approx(100, abs=0.1 * len(stages))
+    assert run("separate", "missing.wav", "-n", model, "--profile").code == 4
+    assert run("separate", "song.wav", "-n", model, "--if-exists", "overwrite").err == ""
+
+
 # ------------------------------------------------------------------------------------------------ models, doctor
 
 

@@ -244,6 +244,9 @@ class Arguments:
     no_progress: Annotated[
         bool, option("--no-progress", group=_RUN, help="No progress bars (there are none unless this is a terminal).")
     ] = False
+    profile: Annotated[
+        bool, option("--profile", group=_RUN, help="Where the time went, stage by stage, on standard error.")
+    ] = False
 
     def check(self) -> None:
         """Look for what contradicts itself or lies out of range, before any work.

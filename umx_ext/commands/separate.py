@@ -10,9 +10,11 @@ import difflib
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,7 @@ from umx_ext.commands.report import as_line, as_record, listed
 from umx_ext.commands.terminal import Terminal
 from umx_ext.errors import OutputError, UmxError, UsageError
 from umx_ext.separation.pretrained import DEFAULT_MODEL, MODELS
+from umx_ext.separation.stages import Stages, stage
 
 if TYPE_CHECKING:
     from umx_ext.commands.song import Files, Recipe, Report
@@ -94,7 +97,21 @@ def separate(
         progress=not (arguments.no_progress or arguments.quiet),
     )
     with terminal:
-        return _Run(arguments, terminal).do(inputs)
+        run = _Run(arguments, terminal)
+        return _profiled(run, inputs) if arguments.profile else run.do(inputs)
+
+
+def _profiled(run: _Run, inputs: Sequence[str]) -> int:
+    """Do it, and say where the time went: seconds of all threads together, and their shares."""
+    began = time.perf_counter()
+    with Stages() as stages:
+        code = run.do(inputs)
+    wall_s, total_s = time.perf_counter() - began, max(sum(stages.seconds.values()), 1e-9)
+    rows = [["stage", "seconds", "share"]]
+    rows += [[name, f"{seconds:.3f}", f"{100 * seconds / total_s:.1f} %"] for name, seconds in stages.seconds.items()]
+    rows += [["all threads", f"{total_s:.3f}", ""], ["from start to end", f"{wall_s:.3f}", ""]]
+    run.terminal.table(rows)
+    return code
 
 
 def _reject_unknown_options(inputs: Sequence[str]) -> None:
@@ -178,14 +195,16 @@ class _Run:
         return (VOCALS, ACCOMPANIMENT) if self.arguments.two_stems else self.arguments.wanted_stems
 
     def _separate(self, sources: Sequence[Source], paths: Mapping[Source, Path], naming: Naming) -> None:
-        from umx_ext.commands.song import Files, check_format, take_apart
+        with stage("import torch"):
+            from umx_ext.commands.song import Files, check_format, take_apart
 
         check_format(self.arguments.chosen_format, self.arguments.chosen_bits, self.arguments.mp3_bitrate)
         if self.arguments.plot:
             from umx_ext.plot import require_matplotlib
 
             require_matplotlib()
-        separator = self._load()
+        with stage("load the model"):
+            separator = self._load()
         interrupts.heed()  # torch is imported by now
         recipe = self._recipe(separator)
         check_collisions(sources, naming, recipe.stems, plot=self.arguments.plot)
@@ -208,7 +227,7 @@ class _Run:
 
         executor = ThreadPoolExecutor(min(self.arguments.jobs, len(jobs)), thread_name_prefix="song")
         try:
-            futures = {executor.submit(work, job): job for job in jobs}
+            futures = {executor.submit(copy_context().run, work, job): job for job in jobs}
             for future in as_completed(futures):
                 self._settle(futures.pop(future), future)
         except BaseException:

@@ -23,6 +23,7 @@ from umx_ext.commands.plan import STDIN_SHOWN, Job
 from umx_ext.commands.spool import Spool
 from umx_ext.commands.terminal import one_line
 from umx_ext.errors import AudioError, OutOfMemoryError, UmxError, UsageError
+from umx_ext.separation.stages import stage, staged
 
 if TYPE_CHECKING:
     from umx_ext.plot import Sketch
@@ -226,18 +227,24 @@ def _take_apart(
             peak = 0.0
             for parts in _separated(reader, separator, recipe, shape, progress):
                 files.check()
-                blocks = _mixdown(parts, recipe, shape)
-                levels.add(parts, blocks)
+                with stage("subtract"):
+                    blocks = _mixdown(parts, recipe, shape)
+                with stage("measure levels"):
+                    levels.add(parts, blocks)
                 if picture is not None:
-                    picture.add({MIXTURE: parts[MIXTURE], **{stem: blocks[stem] for stem in recipe.drawn}})
+                    with stage("draw"):
+                        picture.add({MIXTURE: parts[MIXTURE], **{stem: blocks[stem] for stem in recipe.drawn}})
                 report.samples += parts[MIXTURE].shape[-1]
                 if spool is not None:
-                    loud = _mixdown(parts, recipe, shape, rounds=False)  # rounding also cuts, and hides what it cut
-                    peak = max([peak, *(_peak(loud[stem]) for stem in job.outputs)])
-                    spool.append([parts[name] for name in recipe.asked])
+                    with stage("measure levels"):
+                        loud = _mixdown(parts, recipe, shape, rounds=False)  # rounding also cuts, and hides what it cut
+                        peak = max([peak, *(_peak(loud[stem]) for stem in job.outputs)])
+                    with stage("keep for a gain"):
+                        spool.append([parts[name] for name in recipe.asked])
                     if peak > 1.0:
                         files.discard()
-                files.write(blocks)
+                with stage("encode"):
+                    files.write(blocks)
             if report.samples == 0:
                 raise AudioError(_nothing_there(job, recipe))
             if spool is not None and peak > 1.0:
@@ -246,10 +253,13 @@ def _take_apart(
                 _open_files(files, job, recipe, shape)
                 for parts in _again(spool, job, recipe, shape):
                     files.check()
-                    files.write(_mixdown(parts, recipe, shape, gain))
-    report.notes += files.commit()
+                    with stage("encode"):
+                        files.write(_mixdown(parts, recipe, shape, gain))
+    with stage("encode"):
+        report.notes += files.commit()
     if picture is not None and job.plot is not None:
-        files.save(picture, job.plot, title=job.source.track, sample_rate=shape.rate_hz)
+        with stage("draw"):
+            files.save(picture, job.plot, title=job.source.track, sample_rate=shape.rate_hz)
     report.sample_rate, report.channels = shape.rate_hz, shape.channels
     report.duration_s = report.samples / shape.rate_hz
     report.vocals_level_db = levels.vocals_level_db
@@ -379,12 +389,15 @@ def _separated(
     names = (MIXTURE, *recipe.asked)
     converters = {name: shape.converter() for name in names}
     done = 0
-    for stems in separator.stream(reader, reader.sample_rate, recipe.options):
+    blocks = staged("decode", reader)
+    for stems in separator.stream(blocks, reader.sample_rate, recipe.options):
         waveforms = {name: stems.mixture if name == MIXTURE else stems[name] for name in names}
         samples = stems.mixture.shape[-1]
         for begin in range(0, samples, CHUNK_SAMPLES):
             chunk = slice(begin, begin + CHUNK_SAMPLES)
-            yield {name: converters[name].push(waveform[:, chunk]) for name, waveform in waveforms.items()}
+            with stage("resample"):
+                parts = {name: converters[name].push(waveform[:, chunk]) for name, waveform in waveforms.items()}
+            yield parts
         done += samples
         progress(done, reader.samples)
     yield {name: converters[name].flush() for name in names}

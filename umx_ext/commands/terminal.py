@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from umx_ext.commands import interrupts
@@ -58,6 +58,13 @@ class Terminal:
         """A line for the curious (`-v`)."""
         if self.verbose:
             self._write(sys.stderr, _paint(one_line(message), _DIM, sys.stderr))
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Rows of cells on standard error, the first column to the left, numbers to the right."""
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            self._write(sys.stderr, one_line("  ".join([row[0].ljust(len(first)), *others])))
 
     def __enter__(self) -> Terminal:
         return self

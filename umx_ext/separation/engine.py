@@ -28,6 +28,7 @@ from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
 from umx_ext.separation.masknet import Encoder, MaskNet
 from umx_ext.separation.recurrence import lstm_direction
+from umx_ext.separation.stages import stage, staged
 from umx_ext.separation.wiener import WINDOW, filter_window
 from umx_ext.separation.workers import Workers
 from umx_ext.spectral import frame_count, hann
@@ -328,38 +329,43 @@ class _Job:
 
     def _encode(self, first: int, last: int, encoded: list[list[Tensor]]) -> None:
         magnitude = torch.empty(last - first, self.config.channels, self.config.bins)
-        for rows, spectrum in self._transformed(first, last):
-            squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
-            torch.add(squares[..., 0], squares[..., 1], out=magnitude[rows]).sqrt_()
+        for rows, spectrum in staged("STFT", self._transformed(first, last)):
+            with stage("STFT"):
+                squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
+                torch.add(squares[..., 0], squares[..., 1], out=magnitude[rows]).sqrt_()
         features: dict[str, Tensor] = {}
         for head, values in zip(self.heads, encoded, strict=True):
             for chain, target in zip(head.chains, values, strict=True):
                 self.workers.check()
-                if chain.name not in features:
-                    features[chain.name] = chain.branch(magnitude[None])[0].flatten(1)
-                torch.addmm(chain.bias, features[chain.name], chain.weight, out=target[first:last]).tanh_()
+                with stage(f"branch {chain.name}"):
+                    if chain.name not in features:
+                        features[chain.name] = chain.branch(magnitude[None])[0].flatten(1)
+                    torch.addmm(chain.bias, features[chain.name], chain.weight, out=target[first:last]).tanh_()
 
     def _direction(self, weights: list[Tensor], values: Tensor, target: Tensor, reverse: bool) -> None:
         """One direction of one layer: `(frames, hidden)` -> `(frames, hidden / 2)`."""
-        lstm_direction(weights, values, target, reverse=reverse, check=self.workers.check)
+        with stage("recurrence"):
+            lstm_direction(weights, values, target, reverse=reverse, check=self.workers.check)
 
     def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
         """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
-        if chain.skip is None:
-            product = recurrent[rows] @ chain.recurrent
-        else:
-            product = (encoded[rows] @ chain.skip).addmm_(recurrent[rows], chain.recurrent)
-        if total is not encoded:
-            product += total[rows]
-        total[rows] = product
+        with stage("decoder"):
+            if chain.skip is None:
+                product = recurrent[rows] @ chain.recurrent
+            else:
+                product = (encoded[rows] @ chain.skip).addmm_(recurrent[rows], chain.recurrent)
+            if total is not encoded:
+                product += total[rows]
+            total[rows] = product
 
     def _decode(self, hidden: list[Tensor], windows: list[tuple[int, int]], plan: _Plan) -> Tensor:
         """What these frames make, in blocks of a hop: `(wanted sources, channels, frames + shared, hop)`."""
         config = self.config
         first, last = windows[0][0], windows[-1][1]
         mixture = torch.empty(config.channels, 2, last - first, config.bins)
-        for rows, values in self._transformed(first, last):
-            mixture[:, :, rows] = torch.view_as_real(values).permute(1, 3, 0, 2)
+        for rows, values in staged("STFT", self._transformed(first, last)):
+            with stage("STFT"):
+                mixture[:, :, rows] = torch.view_as_real(values).permute(1, 3, 0, 2)
         blocks = torch.zeros(len(plan.wanted), config.channels, last - first + self.shared, config.hop)
         for a, b in windows:
             filtered = filter_window(
@@ -369,17 +375,22 @@ class _Job:
                 residual=plan.residual,
                 wanted=plan.wanted,
             )
-            for chunk, estimates in filtered:
+            for chunk, estimates in staged("Wiener" if plan.niter else "masks", filtered):
                 self.workers.check()
-                at = a - first + chunk.start
-                for sums, channels in zip(blocks, estimates, strict=True):
-                    for channel, plane in zip(sums, channels, strict=True):
-                        pieces = torch.fft.irfft(plane, n=config.n_fft)  # (frames, n_fft)
-                        for part in range(self.shared + 1):
-                            samples = slice(part * config.hop, (part + 1) * config.hop)
-                            target = channel[at + part : at + part + len(pieces)]
-                            target.addcmul_(pieces[:, samples], self.window[samples])
+                with stage("inverse STFT"):
+                    self._add(blocks, estimates, a - first + chunk.start)
         return blocks
+
+    def _add(self, blocks: Tensor, estimates: list[list[Tensor]], first: int) -> None:
+        """Add frames, windowed, where they belong among the blocks."""
+        hop = self.config.hop
+        for sums, channels in zip(blocks, estimates, strict=True):
+            for channel, plane in zip(sums, channels, strict=True):
+                pieces = torch.fft.irfft(plane, n=self.config.n_fft)  # (frames, n_fft)
+                for part in range(self.shared + 1):
+                    samples = slice(part * hop, (part + 1) * hop)
+                    target = channel[first + part : first + part + len(pieces)]
+                    target.addcmul_(pieces[:, samples], self.window[samples])
 
     # Pieces of those.
 
@@ -404,7 +415,8 @@ class _Job:
     def _masks(self, hidden: list[Tensor], rows: slice) -> list[Tensor]:
         """Each stem's mask `(rows, channels, bins)`, when the filter comes to them."""
         self.workers.check()
-        return [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
+        with stage("decoder"):
+            return [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
 
     def _mask(self, head: _Head, values: Tensor) -> Tensor:
         mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3)

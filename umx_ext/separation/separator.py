@@ -17,6 +17,7 @@ from umx_ext.errors import AudioError, ModelError, UsageError
 from umx_ext.separation.config import Config
 from umx_ext.separation.engine import RESIDUAL, Engine
 from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.stages import stage
 from umx_ext.separation.streaming import stream
 from umx_ext.separation.wiener import wiener
 from umx_ext.spectral import hann, istft, overlap_add, stft
@@ -249,7 +250,9 @@ class Separator(nn.Module):
                 wanted=wanted,
             )
         else:
-            yield self._plain_overlap_added(waveform, first, last, stems, niter, wiener_win_len, residual, wanted)
+            with stage(f"separate on {self.device.type}"):
+                added = self._plain_overlap_added(waveform, first, last, stems, niter, wiener_win_len, residual, wanted)
+            yield added
 
     @torch.no_grad()
     def _plain_overlap_added(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation.engine import RESIDUAL
+from umx_ext.separation.stages import stage
 from umx_ext.spectral import frame_count, hann, overlap_add
 from umx_ext.stems import Stems
 
@@ -122,7 +123,9 @@ class _Lane:
             )
         self.received += block.shape[-1]
         self._mixture.push(block)
-        yield from self._advance(block if self._in is None else self._in.push(block), end=False)
+        with stage("resample"):
+            inside = block if self._in is None else self._in.push(block)
+        yield from self._advance(inside, end=False)
 
     def finish(self) -> Iterator[Stems]:
         rest = self._in.flush() if self._in is not None else torch.zeros(self.channels, 0)
@@ -138,7 +141,8 @@ class _Lane:
             if self.channels == 1:
                 estimates = estimates.mean(dim=1, keepdim=True)
             if self._back is not None:
-                estimates = self._back.push(estimates.flatten(0, 1)).unflatten(0, estimates.shape[:2])
+                with stage("resample"):
+                    estimates = self._back.push(estimates.flatten(0, 1)).unflatten(0, estimates.shape[:2])
             self._estimates.push(estimates)
             yield from self._ready()
         if end:
@@ -230,7 +234,9 @@ class _Blocks:
                 before = before[..., shared:] if before.shape[-1] > shared else None
             a, b = max(begin, 0), min(begin + piece.shape[-1], complete)
             if a < b:
-                yield piece[..., a - begin : b - begin] / self._weight(a, b, stop if end else None, piece)
+                with stage("inverse STFT"):
+                    done = piece[..., a - begin : b - begin] / self._weight(a, b, stop if end else None, piece)
+                yield done
             begin += piece.shape[-1]
             if begin > complete:  # an empty view would keep the whole piece alive
                 after.append(piece[..., max(complete - begin, -piece.shape[-1]) :])

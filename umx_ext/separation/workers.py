@@ -7,12 +7,15 @@ the interpreter lock within its operations.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
 import torch
+
+from umx_ext.separation.stages import stage
 
 __all__ = ["Cancelled", "Workers"]
 
@@ -47,7 +50,13 @@ class Workers:
         self._closed = self._stopped = False
         self._ready = threading.Semaphore(0)
         self._threads = [
-            threading.Thread(target=self._work, name=f"umx-ext worker {number}", daemon=True) for number in range(count)
+            threading.Thread(
+                target=contextvars.copy_context().run,  # each its own: they report to whom the caller reports
+                args=(self._work,),
+                name=f"umx-ext worker {number}",
+                daemon=True,
+            )
+            for number in range(count)
         ]
 
     def __enter__(self) -> Workers:
@@ -127,8 +136,9 @@ class Workers:
             self._ready.release()
         while True:
             with self._condition:
-                while not self._closed and (self._stopped or self._next >= self._limit):
-                    self._condition.wait()
+                with stage("wait"):
+                    while not self._closed and (self._stopped or self._next >= self._limit):
+                        self._condition.wait()
                 if self._closed:
                     return
                 index, self._next = self._next, self._next + 1
