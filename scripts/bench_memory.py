@@ -7,13 +7,12 @@ Writes `docs/memory.json` and the README's table.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from processes import measured
 from tables import machine, publish, render
 
 WRITE = """
@@ -41,16 +40,8 @@ def main() -> None:
             path = Path(folder, "long.wav")
             # In a process of its own: the peak of a command includes the size of the process that started it.
             subprocess.run([sys.executable, "-c", WRITE, arguments.song, path, str(minutes)], check=True)
-            command = [sys.executable, "-m", "umx_ext", "separate", "-q", "-o", folder, str(path)]
-            started = time.perf_counter()
-            pid = os.posix_spawn(sys.executable, command, os.environ)
-            _, status, usage = os.wait4(pid, 0)
-            seconds = time.perf_counter() - started
-            if status:
-                raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
-        rows.append(
-            [f"{minutes} min", f"{usage.ru_maxrss / 1024:.0f}", f"{seconds:.0f}", f"{minutes * 60 / seconds:.0f}x"]
-        )
+            seconds, peak_mb = measured(["-m", "umx_ext", "separate", "-q", "-o", folder, str(path)])
+        rows.append([f"{minutes} min", f"{peak_mb:.0f}", f"{seconds:.0f}", f"{minutes * 60 / seconds:.0f}x"])
         print(rows[-1], file=sys.stderr)
     table = {
         "columns": ["length", "peak memory of the process, MB", "seconds", "real time"],

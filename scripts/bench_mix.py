@@ -9,15 +9,13 @@ the README's table.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from processes import measured
 from tables import machine, publish, render
 
 from umx_ext import audio
@@ -76,15 +74,8 @@ def spread(seconds: list[float]) -> str:
 
 def run(folder: Path, preset: str) -> tuple[float, float]:
     """Seconds and peak MB of the command in a process of its own."""
-    command = [sys.executable, "-m", "umx_ext", "mix", *(str(folder / f"{track}.wav") for track in TRACKS)]
-    command += ["-o", str(folder / "mix.wav"), "--preset", preset, "--if-exists", "overwrite", "-q"]
-    started = time.perf_counter()
-    pid = os.posix_spawn(sys.executable, command, os.environ)
-    _, status, usage = os.wait4(pid, 0)
-    seconds = time.perf_counter() - started
-    if status:
-        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
-    return seconds, usage.ru_maxrss / 1024
+    command = ["-m", "umx_ext", "mix", *(str(folder / f"{track}.wav") for track in TRACKS)]
+    return measured([*command, "-o", str(folder / "mix.wav"), "--preset", preset, "--if-exists", "overwrite", "-q"])
 
 
 if __name__ == "__main__":
