@@ -6,9 +6,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from umx_ext import audio
+from umx_ext.commands.ahead import Ahead
 from umx_ext.commands.levels import Levels
 from umx_ext.commands.plan import STDIN_SHOWN, Job
 from umx_ext.commands.spool import Spool
@@ -33,6 +34,7 @@ __all__ = ["Cancelled", "Files", "Recipe", "Report", "check_format", "out_of_mem
 
 MIXTURE, VOCALS, ACCOMPANIMENT = "mixture", "vocals", "accompaniment"
 FLOAT = "32f"
+AHEAD_S = 60.0  # of the input that is decoded while a block is separated: 21 MB of stereo
 CHUNK_SAMPLES = 1 << 17  # mixed down and written at a time: a separator's block has minutes of sound
 
 
@@ -223,9 +225,12 @@ def _take_apart(
         folder = next(iter(job.outputs.values())).parent if job.outputs else Path()
         # While nothing is too loud for the format the files are written at once. The stems are kept on disk beside
         # them, because the block that is too loud may be the last, and then all of them start again with a gain.
-        with Spool(folder, shape.channels) if bounded else nullcontext() as spool:
+        with (
+            Spool(folder, shape.channels) if bounded else nullcontext() as spool,
+            closing(_separated(reader, separator, recipe, shape, progress)) as separated,  # it reads from the reader
+        ):
             peak = 0.0
-            for parts in _separated(reader, separator, recipe, shape, progress):
+            for parts in separated:
                 files.check()
                 with stage("subtract"):
                     blocks = _mixdown(parts, recipe, shape)
@@ -384,22 +389,22 @@ def _separated(
     recipe: Recipe,
     shape: _Shape,
     progress: Callable[[int, int | None], None],
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Blocks of the mixture and of each stem asked for, as the files will have them: same samples in each block."""
     names = (MIXTURE, *recipe.asked)
     converters = {name: shape.converter() for name in names}
     done = 0
-    blocks = staged("decode", reader)
-    for stems in separator.stream(blocks, reader.sample_rate, recipe.options):
-        waveforms = {name: stems.mixture if name == MIXTURE else stems[name] for name in names}
-        samples = stems.mixture.shape[-1]
-        for begin in range(0, samples, CHUNK_SAMPLES):
-            chunk = slice(begin, begin + CHUNK_SAMPLES)
-            with stage("resample"):
-                parts = {name: converters[name].push(waveform[:, chunk]) for name, waveform in waveforms.items()}
-            yield parts
-        done += samples
-        progress(done, reader.samples)
+    with Ahead(staged("decode", reader), round(AHEAD_S * reader.sample_rate)) as blocks:
+        for stems in separator.stream(blocks, reader.sample_rate, recipe.options):
+            waveforms = {name: stems.mixture if name == MIXTURE else stems[name] for name in names}
+            samples = stems.mixture.shape[-1]
+            for begin in range(0, samples, CHUNK_SAMPLES):
+                chunk = slice(begin, begin + CHUNK_SAMPLES)
+                with stage("resample"):
+                    parts = {name: converters[name].push(waveform[:, chunk]) for name, waveform in waveforms.items()}
+                yield parts
+            done += samples
+            progress(done, reader.samples)
     yield {name: converters[name].flush() for name in names}
 
 
