@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tests import reference_wiener
 from tests.test_wiener import nearly_mono, relative_db, scene
@@ -136,3 +137,63 @@ def test_wrong_numbers_of_planes_are_refused():
         planar._planar.moments(0, 0, 0, 0, 0, 0, (1,), (1, 2), (1,), 0, 0, 0)
     with pytest.raises(ValueError, match="at most 32 sources, got 33"):
         planar._planar.gains(0, 0, 0, 0, 0, 0, 33, 0, 0, 0, 0, (0,) * 33, 0.0, 0)
+
+
+def test_gradients_of_forward_mode_and_traces_are_torchs(calls):
+    magnitudes, mixture = single(*scene(2, 1, frames=130, bins=5))
+    _, slope = torch.func.jvp(lambda values: wiener(values, mixture).abs(), (magnitudes,), (magnitudes,))
+    with forward_ad.dual_level():
+        dual = wiener(forward_ad.make_dual(magnitudes, magnitudes), mixture).abs()
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, slope)
+    traced = torch.jit.trace(lambda values: wiener(values, mixture, residual=0), (magnitudes,), check_trace=False)
+    assert calls == []
+    torch.testing.assert_close(traced(magnitudes), wiener(magnitudes, mixture), rtol=1e-3, atol=1e-5)
+    assert calls
+
+
+def test_another_default_device_or_type_is_the_callers(calls):
+    magnitudes, mixture = single(*(1e4 * values for values in scene(2, 2, frames=FRAMES, bins=BINS)))
+    expected = wiener(magnitudes, mixture)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(wiener(magnitudes, mixture), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_wanted_is_checked_and_masks_that_do_not_fit_are_torchs(calls):
+    magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=BINS))
+    ratios = magnitudes / mixture.abs()
+
+    def estimates(masks, wanted):
+        pieces = filter_window(lambda rows: [mask[rows] for mask in masks], parts(mixture), wanted=wanted)
+        return [planes for _, planes in pieces]
+
+    last, first = estimates(ratios, [-1])[0][0], estimates(ratios, [np.int64(1)])[0][0]
+    assert torch.equal(torch.stack(last), torch.stack(first))
+    with pytest.raises(IndexError):
+        estimates(ratios, [2])
+    calls.clear()
+    flat = ratios[:, :, :, :1]
+    assert torch.isfinite(torch.view_as_real(estimates(flat, [0])[0][0][0])).all()
+    assert "moments" not in calls
+    with pytest.raises(RuntimeError):
+        estimates(ratios[:, :, :, :-1], [0])
+
+
+def test_a_nan_is_everywhere_as_with_torch(calls, monkeypatch):
+    magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=BINS))
+    mixture[3, 1, 7] = float("nan")
+    assert torch.isnan(wiener(magnitudes, mixture).real).all()
+    without_loops(monkeypatch)
+    assert torch.isnan(wiener(magnitudes, mixture).real).all()
+
+
+def test_loops_that_were_built_for_another_version_are_not_used(monkeypatch):
+    class Old:
+        pass
+
+    monkeypatch.setattr(planar, "_planar", Old)
+    assert not planar.compiled()
+    assert torch.isfinite(wiener(*single(*scene(2, 2, frames=FRAMES, bins=5))).real).all()

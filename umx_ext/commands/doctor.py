@@ -118,7 +118,9 @@ def _devices() -> Iterator[tuple[str, str]]:
     from umx_ext.separation import planar
     from umx_ext.separation.pretrained import pick_device
 
-    loops = "compiled" if planar.compiled() else "torch's, slower; with a C compiler, install umx-ext once more"
+    loops = "compiled"
+    if not planar.compiled():
+        loops = "torch's, slower; with a C compiler: pip install --force-reinstall --no-deps --no-cache-dir umx-ext"
     yield "cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; Wiener filter: {loops}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

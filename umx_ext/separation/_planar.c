@@ -14,6 +14,9 @@
 #define BLOCK 256 /* bins */
 #define MOST 32   /* sources */
 
+/* Of two numbers the larger; a nan, once there, stays. */
+#define LARGER(value, most) ((value) > (most) || (value) != (value) ? (value) : (most))
+
 #if defined(_MSC_VER)
 #define RESTRICT __restrict
 #define INLINE static __forceinline
@@ -22,8 +25,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
-typedef float *RESTRICT Out;
-typedef const float *RESTRICT In;
+#define IN const float *RESTRICT
 
 typedef struct {
     const float *left_real, *left_imag, *right_real, *right_imag;
@@ -60,27 +62,32 @@ INLINE float moments_body(const Mixture *mixture, const Moments *job) {
         float peaks[BLOCK] = {0};
         for (Py_ssize_t row = 0; row < rows; row++) {
             const Py_ssize_t at = row * mixture->stride + first;
-            In lr = mixture->left_real + at, li = mixture->left_imag + at;
-            In rr = mixture->right_real + at, ri = mixture->right_imag + at;
+            IN lr = mixture->left_real + at;
+            IN li = mixture->left_imag + at;
+            IN rr = mixture->right_real + at;
+            IN ri = mixture->right_imag + at;
             float p00[BLOCK], p11[BLOCK], real01[BLOCK], imag01[BLOCK], rest_left[BLOCK], rest_right[BLOCK];
             for (Py_ssize_t i = 0; i < width; i++) {
                 p00[i] = lr[i] * lr[i] + li[i] * li[i];
                 p11[i] = rr[i] * rr[i] + ri[i] * ri[i];
                 real01[i] = lr[i] * rr[i] + li[i] * ri[i];
                 imag01[i] = li[i] * rr[i] - lr[i] * ri[i];
-                const float larger = p00[i] > p11[i] ? p00[i] : p11[i];
-                peaks[i] = larger > peaks[i] ? larger : peaks[i];
+                peaks[i] = LARGER(p00[i], peaks[i]);
+                peaks[i] = LARGER(p11[i], peaks[i]);
                 rest_left[i] = rest_right[i] = 1;
             }
             for (Py_ssize_t source = 0; source < job->sources; source++) {
-                In left = rest_left, right = rest_right;
+                const float *left = rest_left, *right = rest_right;
                 if (source < job->masks) {
                     left = job->left[source] + row * job->stride[source] + first;
                     right = job->right[source] + row * job->stride[source] + first;
                 }
-                Out power = job->powers + (source * rows + row) * bins + first;
-                double *RESTRICT s00 = job->sums + 4 * source * bins + first, *RESTRICT s11 = s00 + bins;
-                double *RESTRICT sum_real = s11 + bins, *RESTRICT sum_imag = sum_real + bins;
+                float *RESTRICT power = job->powers + (source * rows + row) * bins + first;
+                double *sums = job->sums + 4 * source * bins + first;
+                double *RESTRICT s00 = sums;
+                double *RESTRICT s11 = sums + bins;
+                double *RESTRICT sum_real = sums + 2 * bins;
+                double *RESTRICT sum_imag = sums + 3 * bins;
                 for (Py_ssize_t i = 0; i < width; i++) {
                     const float cross = left[i] * right[i];
                     const float y00 = left[i] * left[i] * p00[i], y11 = right[i] * right[i] * p11[i];
@@ -98,7 +105,7 @@ INLINE float moments_body(const Mixture *mixture, const Moments *job) {
             }
         }
         for (Py_ssize_t i = 0; i < width; i++)
-            peak = peaks[i] > peak ? peaks[i] : peak;
+            peak = LARGER(peaks[i], peak);
     }
     return peak;
 }
@@ -108,16 +115,23 @@ INLINE void gains_body(const Mixture *mixture, const Gains *job) {
     const float noise = job->noise, noise2 = noise * noise;
     for (Py_ssize_t first = 0; first < bins; first += BLOCK) {
         const Py_ssize_t width = bins - first < BLOCK ? bins - first : BLOCK;
-        In cos = job->basis + first, sin_real = cos + bins, sin_imag = sin_real + bins;
+        IN cos = job->basis + first;
+        IN sin_real = job->basis + bins + first;
+        IN sin_imag = job->basis + 2 * bins + first;
         for (Py_ssize_t row = 0; row < rows; row++) {
             const Py_ssize_t at = row * mixture->stride + first;
-            In lr = mixture->left_real + at, li = mixture->left_imag + at;
-            In rr = mixture->right_real + at, ri = mixture->right_imag + at;
+            IN lr = mixture->left_real + at;
+            IN li = mixture->left_imag + at;
+            IN rr = mixture->right_real + at;
+            IN ri = mixture->right_imag + at;
             float c00[BLOCK] = {0}, c11[BLOCK] = {0}, real01[BLOCK] = {0}, imag01[BLOCK] = {0};
             for (Py_ssize_t source = 0; source < job->sources; source++) {
-                In power = job->powers + (source * rows + row) * bins + first;
-                In q00 = job->rotated + 4 * source * bins + first, q11 = q00 + bins;
-                In q_real = q11 + bins, q_imag = q_real + bins;
+                const float *rotated = job->rotated + 4 * source * bins + first;
+                IN power = job->powers + (source * rows + row) * bins + first;
+                IN q00 = rotated;
+                IN q11 = rotated + bins;
+                IN q_real = rotated + 2 * bins;
+                IN q_imag = rotated + 3 * bins;
                 for (Py_ssize_t i = 0; i < width; i++) {
                     c00[i] += power[i] * q00[i];
                     c11[i] += power[i] * q11[i];
@@ -145,11 +159,14 @@ INLINE void gains_body(const Mixture *mixture, const Gains *job) {
             }
             for (Py_ssize_t number = 0; number < job->wanted; number++) {
                 const Py_ssize_t source = job->which[number];
-                In power = job->powers + (source * rows + row) * bins + first;
+                IN power = job->powers + (source * rows + row) * bins + first;
                 for (int channel = 0; channel < 2; channel++) {
-                    In s_real = job->back + (8 * source + 4 * channel) * bins + first, s_imag = s_real + bins;
-                    In w_real = s_imag + bins, w_imag = w_real + bins;
-                    Out estimate = job->estimates + 2 * (((2 * number + channel) * rows + row) * bins + first);
+                    const float *back = job->back + (8 * source + 4 * channel) * bins + first;
+                    IN s_real = back;
+                    IN s_imag = back + bins;
+                    IN w_real = back + 2 * bins;
+                    IN w_imag = back + 3 * bins;
+                    float *RESTRICT estimate = job->estimates + 2 * (((2 * number + channel) * rows + row) * bins + first);
                     for (Py_ssize_t i = 0; i < width; i++) {
                         const float gain = power[i] * inverse[i];
                         const float real = zs_real[i] * s_real[i] - zs_imag[i] * s_imag[i] + zw_real[i] * w_real[i] -
@@ -200,7 +217,9 @@ static void choose(void) {
 static void choose(void) {}
 #endif
 
-/* Python's side. Addresses and shapes come from planar.py, which has checked them. */
+/* Python's side. Addresses and shapes come from planar.py, which has checked them: of the same LAYOUT. */
+
+#define LAYOUT 1
 
 static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
 
@@ -267,9 +286,19 @@ static PyObject *gains(PyObject *module, PyObject *arguments) {
 }
 
 static PyMethodDef methods[] = {{"moments", moments, METH_VARARGS, NULL}, {"gains", gains, METH_VARARGS, NULL}, {NULL}};
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_planar", NULL, 0, methods};
 
-PyMODINIT_FUNC PyInit__planar(void) {
+static int fill(PyObject *module) {
     choose();
-    return PyModule_Create(&definition);
+    return PyModule_AddIntConstant(module, "LAYOUT", LAYOUT);
 }
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)fill},
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_planar", NULL, 0, methods, slots};
+
+PyMODINIT_FUNC PyInit__planar(void) { return PyModuleDef_Init(&definition); }

@@ -1,5 +1,7 @@
 """Addresses and element strides; what they must point to is in planar.py."""
 
+LAYOUT: int
+
 def moments(
     mixture: int,
     channel_stride: int,

@@ -10,32 +10,56 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 try:
     from umx_ext.separation import _planar
 except ImportError:  # not built here
     _planar = None  # type: ignore[assignment]
 
-__all__ = ["MOST_SOURCES", "compiled", "filtered", "moments", "ready"]
+__all__ = ["compiled", "filtered", "moments", "ready", "takes"]
 
+LAYOUT = 1  # of what the loops are given: one that was built for another is not used
 MOST_SOURCES = 32
 
 
 def compiled() -> bool:
-    """Whether the loops were built with the package."""
-    return _planar is not None
+    """Whether the loops were built with the package, and with this version of it."""
+    return _planar is not None and getattr(_planar, "LAYOUT", 0) == LAYOUT
 
 
 def ready(mixture: Tensor, sources: int) -> bool:
-    """Whether the loops can be used: built, and for float32 in stereo on the CPU. They record no gradients."""
+    """Whether the loops can be used: built, and for float32 in stereo on the CPU.
+
+    They record nothing: neither gradients of either mode, nor a trace.
+    """
     return (
         compiled()
-        and mixture.device.type == "cpu"
-        and mixture.dtype == torch.float32
-        and mixture.shape[0] == 2
+        and mixture.shape[:2] == (2, 2)
         and mixture.stride(-1) == 1
         and sources <= MOST_SOURCES
+        and not torch.jit.is_tracing()
+        and _plain(mixture)
     )
+
+
+def _plain(values: Tensor) -> bool:
+    """Whether these are float32 numbers that lie in the CPU's memory, and nothing more."""
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        return False
+    if forward_ad.unpack_dual(values).tangent is not None:
+        return False
+    try:
+        values.data_ptr()
+    except RuntimeError:  # a transformation of torch.func
+        return False
+    return True
+
+
+def takes(masks: Sequence[Tensor], mixture: Tensor) -> bool:
+    """Whether these masks are what `moments` takes with this mixture."""
+    _, channels, frames, bins = mixture.shape
+    return all(mask.shape == (frames, channels, bins) and _plain(mask) for mask in masks)
 
 
 def moments(mixture: Tensor, masks: Sequence[Tensor], residual: bool, sums: Tensor) -> tuple[Tensor, float]:
@@ -82,14 +106,18 @@ def filtered(
         basis: Q of each bin, `(3, bins)`: cosine, and the real and imaginary part of the sine.
         rotated: ``Q^H R_j Q``, `(sources, 4, bins)`: entries 00, 11, real and imaginary part of 01.
         back: ``R_j Q``, `(sources, 4, 2, bins)`: entries 00, 01, 10, 11, real and imaginary parts.
-        wanted: indices of sources.
+        wanted: indices of sources; negative ones count from the last.
         noise: what C has on its diagonal besides.
 
     Returns:
         Complex `(wanted, 2, frames, bins)`.
+
+    Raises:
+        IndexError: no such source.
     """
+    which = tuple(range(len(powers))[source] for source in wanted)
     powers, basis, rotated, back = (values.contiguous() for values in (powers, basis, rotated, back))
-    estimates = torch.empty(len(wanted), *mixture.shape[1:], dtype=torch.complex64)
+    estimates = mixture.new_empty(len(which), *mixture.shape[1:], dtype=torch.complex64)
     _planar.gains(
         *_where(mixture),
         len(powers),
@@ -97,7 +125,7 @@ def filtered(
         basis.data_ptr(),
         rotated.data_ptr(),
         back.data_ptr(),
-        tuple(wanted),
+        which,
         noise,
         estimates.data_ptr(),
     )

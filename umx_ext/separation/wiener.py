@@ -184,7 +184,7 @@ def filter_window(
     first_masks = next(asked)
     sources = len(first_masks) + residual
     wanted = range(sources) if wanted is None else wanted
-    compiled = not recording and planar.ready(mixture, sources)
+    compiled = not recording and planar.ready(mixture, sources) and planar.takes(first_masks, mixture[:, :, chunks[0]])
 
     def at(chunk: slice) -> list[Parts]:
         return [(channel[0, chunk], channel[1, chunk]) for channel in mixture]
@@ -208,7 +208,7 @@ def filter_window(
     moments = _Moments(sources, mixture.dtype)
     widen = _precise if frames < _FEW else _as_it_is
     for chunk, claims in zip(chunks, chain([first_masks], asked), strict=True):
-        if compiled and frames >= _FEW and all(mask.dtype == torch.float32 for mask in claims):
+        if compiled and frames >= _FEW and planar.takes(claims, mixture[:, :, chunk]):
             moments.add_compiled(mixture[:, :, chunk], claims, residual)
             continue
         first = _all_masks([widen(mask).unbind(1) for mask in claims], residual)
@@ -290,10 +290,11 @@ class _Moments:
 
     def add_compiled(self, mixture: Tensor, masks: Sequence[Tensor], residual: bool) -> None:
         """The same for real and imaginary parts `(2, 2, frames, bins)` and masks `(frames, 2, bins)`."""
-        sums = torch.zeros(len(masks) + residual, 4, mixture.shape[-1], dtype=torch.float64)
-        powers, peak_power = planar.moments(mixture, masks, residual, sums)
+        sums = mixture.new_zeros(len(masks) + residual, 4, mixture.shape[-1], dtype=torch.float64)
+        powers, largest = planar.moments(mixture, masks, residual, sums)
+        peak = mixture.new_tensor(largest)
+        self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
         self.powers.append(powers)
-        self.peak_power = self.peak_power.clamp_min(peak_power)
         for source, entries in enumerate(sums):
             before = self.sums[source]
             self.sums[source] = [a + b for a, b in zip(before, entries, strict=True)] if before else list(entries)
