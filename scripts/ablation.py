@@ -91,7 +91,8 @@ def main() -> None:
 
 
 def settings(plan: dict[str, Any], row: str) -> dict[str, Any]:
-    return plan["base"] | plan["rows"][row]
+    base, own = plan["base"], plan["rows"][row]
+    return base | own | {"draws": base.get("draws", {}) | own.get("draws", {})}
 
 
 def built(chosen: dict[str, Any], rate: float, seed: int) -> tuple[Config, TrainOptions]:
@@ -112,7 +113,7 @@ def train(store: Path, folder: Path, chosen: dict[str, Any]) -> None:
     keep_memory()
     torch.set_num_threads(1)
     config, options = built(chosen["settings"], chosen["rate"], chosen["seed"])
-    fit(Pack(store), config, options, folder, draws=chosen["settings"].get("draws"))
+    fit(Pack(store), config, options, folder, draws=chosen["settings"]["draws"])
     (folder / "done").touch()
 
 

@@ -108,8 +108,8 @@ def test_it_equals_the_plain_twin(name: str, niter: int, window: int | None, res
     waveform = noise(config, 700 * config.hop + 17)
     settings = {"niter": niter, "residual": residual}
     result = Engine(nets, config, threads=2).overlap_added(waveform, 0, 701, wiener_win_len=window, **settings)
-    # From the second iteration on the filter itself enlarges the rounding of masks that are almost zero.
-    tolerance = 1e-5 if niter < 2 else 1e-3
+    # The filter enlarges the rounding of masks that are almost zero, and more so from the second iteration on.
+    tolerance = 2e-5 if niter < 2 else 1e-3
     assert_equal_to_rounding(result, plain(nets, config, waveform, 0, 701, window=window, **settings), tolerance)
 
 

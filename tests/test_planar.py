@@ -197,3 +197,32 @@ def test_loops_that_were_built_for_another_version_are_not_used(monkeypatch):
     monkeypatch.setattr(planar, "_planar", Old)
     assert not planar.compiled()
     assert torch.isfinite(wiener(*single(*scene(2, 2, frames=FRAMES, bins=5))).real).all()
+
+
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("frames, channels, bins", [(1, 1, 1), (3, 2, 17), (5, 2, 259)])
+def test_magnitude_and_split(monkeypatch, loops, frames, channels, bins):
+    if not loops:
+        without_loops(monkeypatch)
+    spectrum = torch.randn(frames, channels, bins, dtype=torch.complex64)
+    found = torch.full((frames, channels, bins), -1.0)
+    planar.magnitude(spectrum, found)
+    torch.testing.assert_close(found, spectrum.abs(), rtol=1e-6, atol=1e-7)
+    space = torch.full((channels, 2, frames + 4, bins), -1.0)
+    planar.split(spectrum, space[:, :, 1:-3])
+    assert torch.equal(space[:, :, 1:-3], torch.view_as_real(spectrum).permute(1, 3, 0, 2))
+    assert (space[:, :, :1] == -1).all() and (space[:, :, -3:] == -1).all()
+
+
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("frames, size, hop", [(1, 8, 8), (7, 16, 4), (9, 64, 16), (3, 10, 4)])
+def test_add(monkeypatch, loops, frames, size, hop):
+    if not loops:
+        without_loops(monkeypatch)
+    values, window = torch.randn(frames, size), torch.rand(size)
+    sums = torch.randn((frames - 1) * hop + size + 3)
+    expected = sums.clone()
+    for row in range(frames):
+        expected[row * hop : row * hop + size] += values[row] * window
+    planar.add(values, window, sums[: (frames - 1) * hop + size], hop)
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-6)

@@ -352,10 +352,11 @@ class AudioWriter:
     def _put(self, block: Tensor) -> None:
         if not block.shape[1] or self._sink is None:
             return
-        low, high = torch.aminmax(block)
-        if (low < -1 or high > 1) and not (self._kind.lossless and self._bits == "32f"):
-            self.clipped += int((block.abs() > 1).sum())
-            block = block.clamp(-1, 1)
+        if not (self._kind.lossless and self._bits == "32f"):
+            low, high = torch.aminmax(block)
+            if low < -1 or high > 1:
+                self.clipped += int((block.abs() > 1).sum())
+                block = block.clamp(-1, 1)
         self._sink.write(block.numpy().T)
         self._samples += block.shape[1]
 

@@ -1,4 +1,4 @@
-/* The two loops of the stereo Wiener filter in which all its time goes; umx_ext/separation/planar.py explains them.
+/* Loops over spectra that torch would make in many passes; umx_ext/separation/planar.py explains them.
  *
  * Every plane is float32, (rows, bins), its bins next to each other. A block of bins is done for all rows before the
  * next: what belongs to a bin then stays in the first-level cache. The interpreter is not held meanwhile.
@@ -9,6 +9,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <math.h>
 #include <stdint.h>
 
 #define BLOCK 256 /* bins */
@@ -182,36 +183,82 @@ INLINE void gains_body(const Mixture *mixture, const Gains *job) {
     }
 }
 
+typedef struct {
+    const float *spectrum; /* complex (rows, channels, bins) */
+    Py_ssize_t rows, channels, bins;
+    float *parts;          /* real and imaginary planes, each row's bins next to each other */
+    Py_ssize_t channel, part, row; /* strides of the planes */
+} Split;
+
+INLINE void magnitude_body(IN spectrum, float *RESTRICT magnitude, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        magnitude[i] = sqrtf(spectrum[2 * i] * spectrum[2 * i] + spectrum[2 * i + 1] * spectrum[2 * i + 1]);
+}
+
+INLINE void split_body(const Split *job) {
+    for (Py_ssize_t row = 0; row < job->rows; row++)
+        for (Py_ssize_t channel = 0; channel < job->channels; channel++) {
+            IN spectrum = job->spectrum + 2 * (row * job->channels + channel) * job->bins;
+            float *RESTRICT real = job->parts + channel * job->channel + row * job->row;
+            float *RESTRICT imag = job->parts + channel * job->channel + job->part + row * job->row;
+            for (Py_ssize_t i = 0; i < job->bins; i++) {
+                real[i] = spectrum[2 * i];
+                imag[i] = spectrum[2 * i + 1];
+            }
+        }
+}
+
+INLINE void add_body(const float *frames, IN window, float *sums, Py_ssize_t rows, Py_ssize_t size, Py_ssize_t hop) {
+    for (Py_ssize_t row = 0; row < rows; row++) {
+        IN frame = frames + row * size;
+        float *RESTRICT sum = sums + row * hop;
+        for (Py_ssize_t i = 0; i < size; i++)
+            sum[i] += frame[i] * window[i];
+    }
+}
+
 /* Instruction sets. */
 
-typedef float (*MomentsLoop)(const Mixture *, const Moments *);
-typedef void (*GainsLoop)(const Mixture *, const Gains *);
+typedef struct {
+    float (*moments)(const Mixture *, const Moments *);
+    void (*gains)(const Mixture *, const Gains *);
+    void (*magnitude)(const float *, float *, Py_ssize_t);
+    void (*split)(const Split *);
+    void (*add)(const float *, const float *, float *, Py_ssize_t, Py_ssize_t, Py_ssize_t);
+} Loops;
 
-static float moments_plain(const Mixture *mixture, const Moments *job) { return moments_body(mixture, job); }
-static void gains_plain(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }
+#define VARIANT(name, target)                                                                                         \
+    target static float moments_##name(const Mixture *mixture, const Moments *job) {                                  \
+        return moments_body(mixture, job);                                                                            \
+    }                                                                                                                 \
+    target static void gains_##name(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }           \
+    target static void magnitude_##name(const float *spectrum, float *magnitude, Py_ssize_t count) {                  \
+        magnitude_body(spectrum, magnitude, count);                                                                   \
+    }                                                                                                                 \
+    target static void split_##name(const Split *job) { split_body(job); }                                            \
+    target static void add_##name(const float *frames, const float *window, float *sums, Py_ssize_t rows,             \
+                                  Py_ssize_t size, Py_ssize_t hop) {                                                  \
+        add_body(frames, window, sums, rows, size, hop);                                                              \
+    }                                                                                                                 \
+    static const Loops loops_##name = {moments_##name, gains_##name, magnitude_##name, split_##name, add_##name};
 
-static MomentsLoop moments_loop = moments_plain;
-static GainsLoop gains_loop = gains_plain;
+VARIANT(plain, )
+
+static const Loops *loops = &loops_plain;
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
-AVX2 static float moments_avx2(const Mixture *mixture, const Moments *job) { return moments_body(mixture, job); }
-AVX2 static void gains_avx2(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }
-AVX512 static float moments_avx512(const Mixture *mixture, const Moments *job) { return moments_body(mixture, job); }
-AVX512 static void gains_avx512(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }
+VARIANT(avx2, AVX2)
+VARIANT(avx512, AVX512)
 
 static void choose(void) {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        moments_loop = moments_avx2;
-        gains_loop = gains_avx2;
-    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        loops = &loops_avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
-        moments_loop = moments_avx512;
-        gains_loop = gains_avx512;
-    }
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+        loops = &loops_avx512;
 }
 #else
 static void choose(void) {}
@@ -219,7 +266,7 @@ static void choose(void) {}
 
 /* Python's side. Addresses and shapes come from planar.py, which has checked them: of the same LAYOUT. */
 
-#define LAYOUT 1
+#define LAYOUT 2
 
 static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
 
@@ -260,7 +307,7 @@ static PyObject *moments(PyObject *module, PyObject *arguments) {
     job.sums = address(sums);
     const Mixture mixture = planes(base, channel, part, row, rows, bins);
     float peak;
-    Py_BEGIN_ALLOW_THREADS peak = moments_loop(&mixture, &job);
+    Py_BEGIN_ALLOW_THREADS peak = loops->moments(&mixture, &job);
     Py_END_ALLOW_THREADS return PyFloat_FromDouble(peak);
 }
 
@@ -281,11 +328,45 @@ static PyObject *gains(PyObject *module, PyObject *arguments) {
     job.back = address(back);
     job.estimates = address(estimates);
     const Mixture mixture = planes(base, channel, part, row, rows, bins);
-    Py_BEGIN_ALLOW_THREADS gains_loop(&mixture, &job);
+    Py_BEGIN_ALLOW_THREADS loops->gains(&mixture, &job);
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
-static PyMethodDef methods[] = {{"moments", moments, METH_VARARGS, NULL}, {"gains", gains, METH_VARARGS, NULL}, {NULL}};
+static PyObject *magnitude(PyObject *module, PyObject *arguments) {
+    unsigned long long spectrum, result;
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(arguments, "KKn", &spectrum, &result, &count))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS loops->magnitude(address(spectrum), address(result), count);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
+static PyObject *split(PyObject *module, PyObject *arguments) {
+    unsigned long long spectrum, result;
+    Split job;
+    if (!PyArg_ParseTuple(arguments, "KnnnKnnn", &spectrum, &job.rows, &job.channels, &job.bins, &result, &job.channel,
+                          &job.part, &job.row))
+        return NULL;
+    job.spectrum = address(spectrum);
+    job.parts = address(result);
+    Py_BEGIN_ALLOW_THREADS loops->split(&job);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
+static PyObject *add(PyObject *module, PyObject *arguments) {
+    unsigned long long frames, window, sums;
+    Py_ssize_t rows, size, hop;
+    if (!PyArg_ParseTuple(arguments, "KKKnnn", &frames, &window, &sums, &rows, &size, &hop))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS loops->add(address(frames), address(window), address(sums), rows, size, hop);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"moments", moments, METH_VARARGS, NULL}, {"gains", gains, METH_VARARGS, NULL},
+    {"magnitude", magnitude, METH_VARARGS, NULL}, {"split", split, METH_VARARGS, NULL},
+    {"add", add, METH_VARARGS, NULL}, {NULL},
+};
 
 static int fill(PyObject *module) {
     choose();

@@ -34,3 +34,16 @@ def gains(
     estimates: int,
     /,
 ) -> None: ...
+def magnitude(spectrum: int, result: int, count: int, /) -> None: ...
+def split(
+    spectrum: int,
+    rows: int,
+    channels: int,
+    bins: int,
+    result: int,
+    channel_stride: int,
+    part_stride: int,
+    row_stride: int,
+    /,
+) -> None: ...
+def add(frames: int, window: int, sums: int, rows: int, size: int, hop: int, /) -> None: ...

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from umx_ext.errors import AudioError, UsageError
+from umx_ext.separation import planar
 from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
 from umx_ext.separation.masknet import Encoder, MaskNet
@@ -40,7 +41,7 @@ RESIDUAL = "residual"
 Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
-_CHUNK = 64  # frames that are transformed at a time: they fit the cache
+_CHUNK = 32  # frames that are transformed at a time: they fit the cache
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
 
 _ENCODE, _RECUR, _DECODE = 0.15, 0.45, 0.40  # rough shares of the time, for progress
@@ -331,8 +332,7 @@ class _Job:
         magnitude = torch.empty(last - first, self.config.channels, self.config.bins)
         for rows, spectrum in staged("STFT", self._transformed(first, last)):
             with stage("STFT"):
-                squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
-                torch.add(squares[..., 0], squares[..., 1], out=magnitude[rows]).sqrt_()
+                planar.magnitude(spectrum, magnitude[rows])
         features: dict[str, Tensor] = {}
         for head, values in zip(self.heads, encoded, strict=True):
             for chain, target in zip(head.chains, values, strict=True):
@@ -365,7 +365,7 @@ class _Job:
         mixture = torch.empty(config.channels, 2, last - first, config.bins)
         for rows, values in staged("STFT", self._transformed(first, last)):
             with stage("STFT"):
-                mixture[:, :, rows] = torch.view_as_real(values).permute(1, 3, 0, 2)
+                planar.split(values, mixture[:, :, rows])
         blocks = torch.zeros(len(plan.wanted), config.channels, last - first + self.shared, config.hop)
         for a, b in windows:
             filtered = filter_window(
@@ -383,14 +383,12 @@ class _Job:
 
     def _add(self, blocks: Tensor, estimates: list[list[Tensor]], first: int) -> None:
         """Add frames, windowed, where they belong among the blocks."""
-        hop = self.config.hop
         for sums, channels in zip(blocks, estimates, strict=True):
             for channel, plane in zip(sums, channels, strict=True):
-                pieces = torch.fft.irfft(plane, n=self.config.n_fft)  # (frames, n_fft)
-                for part in range(self.shared + 1):
-                    samples = slice(part * hop, (part + 1) * hop)
-                    target = channel[first + part : first + part + len(pieces)]
-                    target.addcmul_(pieces[:, samples], self.window[samples])
+                frames = torch.fft.irfft(plane, n=self.config.n_fft)  # (frames, n_fft)
+                planar.add(
+                    frames, self.window, channel[first : first + len(frames) + self.shared].view(-1), self.config.hop
+                )
 
     # Pieces of those.
 

@@ -1,7 +1,10 @@
-"""The stereo Wiener filter's two loops, compiled: in one pass what `wiener` writes as some ninety operations on planes.
+"""Loops over spectra, compiled: in one pass what torch makes in several, and without the interpreter.
 
-The extension is built with the package where a C compiler is to be had. Where none was, `compiled` is false, and
-`wiener` does the same with torch alone: the same numbers but for roundings, several times slower.
+`moments` and `filtered` are the stereo Wiener filter's two passes, some ninety operations on planes each time; `wiener`
+says what they compute. `magnitude`, `split` and `add` are small, and do the same with torch where they must.
+
+The extension is built with the package where a C compiler is to be had. Where none was, `compiled` is false, and all is
+done with torch alone: the same numbers but for roundings, the filter several times slower.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ try:
 except ImportError:  # not built here
     _planar = None  # type: ignore[assignment]
 
-__all__ = ["compiled", "filtered", "moments", "ready", "takes"]
+__all__ = ["add", "compiled", "filtered", "magnitude", "moments", "ready", "split", "takes"]
 
-LAYOUT = 1  # of what the loops are given: one that was built for another is not used
+LAYOUT = 2  # of what the loops are given: one that was built for another is not used
 MOST_SOURCES = 32
 
 
@@ -130,6 +133,37 @@ def filtered(
         estimates.data_ptr(),
     )
     return estimates
+
+
+def magnitude(spectrum: Tensor, out: Tensor) -> None:
+    """Of a complex64 spectrum of any shape, into a float32 tensor of that shape; both contiguous, on the CPU."""
+    if compiled():
+        _planar.magnitude(spectrum.data_ptr(), out.data_ptr(), out.numel())
+        return
+    squares = torch.view_as_real(spectrum).square()  # several times faster than `abs`, which minds overflow
+    torch.add(squares[..., 0], squares[..., 1], out=out).sqrt_()
+
+
+def split(spectrum: Tensor, out: Tensor) -> None:
+    """Complex64 `(frames, channels, bins)`, contiguous, into float32 `(channels, 2, frames, bins)`; on the CPU."""
+    if compiled() and out.stride(3) == 1:
+        channel, part, row, _ = out.stride()
+        frames, channels, bins = spectrum.shape
+        _planar.split(spectrum.data_ptr(), frames, channels, bins, out.data_ptr(), channel, part, row)
+    else:
+        out.copy_(torch.view_as_real(spectrum).permute(1, 3, 0, 2))
+
+
+def add(frames: Tensor, window: Tensor, sums: Tensor, hop: int) -> None:
+    """Add windowed frames `(frames, size)` to ``sums``, each a hop later; float32 `((frames - 1) * hop + size,)`."""
+    rows, size = frames.shape
+    if compiled():
+        _planar.add(frames.data_ptr(), window.data_ptr(), sums.data_ptr(), rows, size, hop)
+        return
+    for first in range(0, size, hop):
+        part = slice(first, min(first + hop, size))
+        target = sums[first : first + (rows - 1) * hop + part.stop - first]
+        target.unfold(0, part.stop - first, hop).addcmul_(frames[:, part], window[part])
 
 
 def _rows(mask: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class Remixer:
     samples: int = 176400
     own_song: float = 0.25
     own_accompaniment: float = 0.3
-    mir1k_vocals: float = 0.15
+    mir1k_vocals: float = 0.4
     mir1k_whole: float = 0.06
     loose_accompaniments: float = 0.15
     no_vocals: float = 0.03
