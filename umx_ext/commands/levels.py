@@ -54,6 +54,6 @@ class Levels:
 
 
 def _dot(first: Tensor, second: Tensor) -> float:
-    # Within a block float32 is enough; over an hour it is not, so the sums are Python's doubles. By channel: a part of a
+    # Within a block float32 is enough; over an hour it is not: the sums are Python's doubles. By channel: a part of a
     # longer waveform is no vector without a copy.
     return sum(float(torch.dot(a, b)) for a, b in zip(first, second, strict=True))
