@@ -25,7 +25,8 @@ OPTIONS = TrainOptions(steps=30, batch=3, excerpt_s=0.5, every=15, warmup=2, lea
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_learnt(store, tmp_path, loss):
     losses = []
-    fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, loss=loss), tmp_path,
+    # Few of the dry singers: in so few steps, which of them are drawn outweighs what is learnt.
+    fit(Pack(store), CONFIG, dataclasses.replace(OPTIONS, loss=loss), tmp_path, draws={"mir1k_vocals": 0.15},
         progress=lambda now: losses.append(now.loss))  # fmt: skip
     assert np.mean(losses[-5:]) < 0.98 * np.mean(losses[:5])
 

@@ -139,6 +139,7 @@ def test_wrong_numbers_of_planes_are_refused():
         planar._planar.gains(0, 0, 0, 0, 0, 0, 33, 0, 0, 0, 0, (0,) * 33, 0.0, 0)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_gradients_of_forward_mode_and_traces_are_torchs(calls):
     magnitudes, mixture = single(*scene(2, 1, frames=130, bins=5))
     _, slope = torch.func.jvp(lambda values: wiener(values, mixture).abs(), (magnitudes,), (magnitudes,))

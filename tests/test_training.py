@@ -111,7 +111,9 @@ OPTIONS = TrainOptions(steps=12, batch=2, excerpt_s=0.5, every=3, warmup=2)
 def test_a_run_lowers_its_loss_and_writes_its_log(store, tmp_path):
     losses = []
     options = TrainOptions(steps=60, batch=4, excerpt_s=0.5, every=30, warmup=2, learning_rate=1e-2)
-    best = fit(Pack(store), CONFIG, options, tmp_path, progress=lambda now: losses.append(now.loss))
+    # Few of the dry singers: in so few steps, which of them are drawn outweighs what is learnt.
+    draws = {"mir1k_vocals": 0.15}
+    best = fit(Pack(store), CONFIG, options, tmp_path, draws=draws, progress=lambda now: losses.append(now.loss))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     state = torch.load(best, weights_only=True)
     assert state["step"] in (30, 60)
