@@ -664,6 +664,20 @@ def test_a_sketch_keeps_the_extremes_and_the_energy_whatever_the_length(monkeypa
     assert float(power.mean()) == pytest.approx(float(torch.hann_window(4096).square().sum()), rel=0.01)
 
 
+def test_a_song_is_decoded_beside_its_separation(run: Run, tmp_path: Path, model: str, monkeypatch) -> None:
+    song(tmp_path / "song.wav")
+    threads = set()
+    original = audio.AudioReader.__iter__
+
+    def noting(reader):
+        threads.add(threading.current_thread().name)
+        yield from original(reader)
+
+    monkeypatch.setattr(audio.AudioReader, "__iter__", noting)
+    assert run("separate", "song.wav", "-n", model).code == 0
+    assert threads == {"read ahead"}
+
+
 def test_profile_says_where_the_time_went_and_leaves_standard_output_alone(
     run: Run, tmp_path: Path, model: str
 ) -> None:
