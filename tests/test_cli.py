@@ -165,7 +165,7 @@ HELPS = [
     ["separate"],
     ["doctor"],
     ["models"],
-    *(["models", name] for name in ("list", "show", "pull", "path", "verify")),
+    *(["models", name] for name in ("list", "show", "pull", "path", "verify", "export")),
 ]
 
 
@@ -730,6 +730,21 @@ def test_models_verify_finds_a_damaged_file(run: Run, tmp_path: Path) -> None:
 def test_pulling_offline_is_a_model_error_that_says_what_to_do(run: Run) -> None:
     answer = run("models", "pull", "umxhq")
     assert answer.code == 3 and "UMX_EXT_OFFLINE" in answer.err and len(answer.err.splitlines()) == 1
+
+
+def test_models_export_checks_on_a_song_what_it_writes(run: Run, model: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    song(tmp_path / "song.wav", 1.0)
+    answer = run("models", "export", model, "--to", "onnx", "--song", "song.wav", "-o", "out.onnx")
+    assert (answer.code, answer.err) == (0, "")
+    assert re.fullmatch(r"out\.onnx  0\.\d MB, -1\d\d dB off the model on 1 s of song\.wav\n", answer.out), answer.out
+    assert run("models", "export", model, "-o", "out.onnx").code == 6
+    answer = run("models", "export", model, "-o", "out.onnx", "--if-exists", "overwrite")
+    assert answer.code == 0 and "10 s of a synthesised song" in answer.out
+    assert run("models", "export", model, "--song", "none.wav", "-o", "other.onnx").code == 4
+    assert run("models", "export", "nothing").code == 3
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_a_licence_is_asked_for_once(run: Run, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ COMMANDS = {
     "mixstats": "measure the constants of mixing on a corpus: relative loudness, loudness range, level",
     "data": "decode songs with known stems once, for training",
     "train": "train a network on remixed stems, in a run that survives being killed",
-    "models": "list, show, fetch, locate and verify the models",
+    "models": "list, show, fetch, locate, verify and export the models",
     "doctor": "what is installed, which device would be used and why, and what mends what is missing",
 }
 

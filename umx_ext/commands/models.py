@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -13,18 +13,26 @@ from umx_ext.commands.terminal import Terminal
 from umx_ext.errors import ModelError
 from umx_ext.separation import pretrained
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from umx_ext.separation.config import Config
+
 __all__ = ["app"]
+
+CHECKED_S = 60.0  # of a song, that an exported file is checked on
 
 EXAMPLE = """\
 umx-ext models list           which there are, and which are here already
 umx-ext models pull umxhq     fetch one before going offline
+umx-ext models export umxhq   write its networks as an ONNX file
 """
 
 app = App(
     name="models",
     help_prologue=EXAMPLE,
     usage="Usage: umx-ext models COMMAND [OPTIONS]",
-    help="The models: list, show, pull, path, verify.",
+    help="The models: list, show, pull, path, verify, export.",
     help_format="plaintext",
     version_flags=(),
 )
@@ -145,3 +153,76 @@ def verify(
             "umx-ext, pip install --force-reinstall umx-ext"
         )
     return 0
+
+
+@_command("export", "umx-ext models export umxhq --song song.wav", "MODEL [OPTIONS]").default
+def export(
+    model: Annotated[
+        str, Parameter(name="MODEL", help="A name from `umx-ext models list`, or a model's file or folder.")
+    ],
+    /,
+    *,
+    to: Annotated[Literal["onnx"], Parameter(name="--to", help="Format.")] = "onnx",
+    output: Annotated[
+        Path | None,
+        Parameter(name=("-o", "--output"), help="File to write [default: <model>.onnx].", show_default=False),
+    ] = None,
+    song: Annotated[
+        Path | None,
+        Parameter(name="--song", help="Song to check the file on [default: a synthesised one].", show_default=False),
+    ] = None,
+    if_exists: Annotated[
+        Literal["error", "overwrite"], Parameter(name="--if-exists", help="What to do about a file that is there.")
+    ] = "error",
+    accept_license: Accept = False,
+    quiet: Quiet = False,
+) -> int:
+    """Write a model's networks as an ONNX file: magnitude spectrogram in, stems' magnitudes out.
+
+    The file is run by onnxruntime on a minute of a song before it is kept, and must find there what the model finds.
+    """
+    from umx_ext.separation import onnx_file
+
+    path = output or Path(f"{Path(model).stem or model}.{to}")
+    if model in pretrained.MODELS:
+        ask_for_acceptance(model, accepted=accept_license)
+    with Terminal(progress=not quiet) as terminal, Downloads(terminal) as progress:
+        separator = pretrained.load(model, progress=progress)
+        waveform = _excerpt(song, separator.config)
+        found = onnx_file.export(separator, path, waveform, overwrite=if_exists == "overwrite")
+    on = "a synthesised song" if song is None else str(song)
+    seconds = waveform.shape[-1] / separator.config.sample_rate
+    terminal.result(
+        f"{path}  {path.stat().st_size / 1e6:.1f} MB, {found:.0f} dB off the model on {seconds:.0f} s of {on}"
+    )
+    return 0
+
+
+def _excerpt(song: Path | None, config: Config) -> Tensor:
+    """`(channels, samples)` to check a file on: what lies around the middle of a song, or something like one."""
+    import torch
+
+    from umx_ext import audio
+    from umx_ext.resampling import resample
+
+    if song is None:
+        return _made_up(config)
+    length = audio.probe(song).duration_s or 0.0
+    waveform, rate = audio.read(song, start_s=max(0.0, (length - CHECKED_S) / 2), duration_s=CHECKED_S)
+    waveform = resample(waveform, rate, config.sample_rate)
+    if len(waveform) != config.channels:
+        waveform = waveform.mean(dim=0, keepdim=True).repeat(config.channels, 1)
+    return torch.as_tensor(waveform)
+
+
+def _made_up(config: Config) -> Tensor:
+    """Ten seconds: harmonic tones that glide, swell and pause, over a little noise."""
+    import torch
+
+    rate = config.sample_rate
+    time = torch.arange(10 * rate, dtype=torch.float64) / rate
+    phase = 2 * torch.pi * torch.cumsum(220 * 2 ** (torch.sin(2 * torch.pi * time / 3) / 2), 0) / rate
+    tones = sum(torch.sin(order * phase) / order for order in range(1, 12))
+    swell = torch.sin(2 * torch.pi * time / 4).clamp_min(0)
+    noise = torch.randn(config.channels, len(time), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return (0.2 * swell * tones + 0.01 * noise).float()

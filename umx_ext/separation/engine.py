@@ -34,7 +34,7 @@ from umx_ext.separation.wiener import WINDOW, filter_window
 from umx_ext.separation.workers import Workers
 from umx_ext.spectral import frame_count, hann
 
-__all__ = ["RESIDUAL", "Engine"]
+__all__ = ["RESIDUAL", "Chain", "Engine", "Head", "folded"]
 
 RESIDUAL = "residual"
 
@@ -48,7 +48,7 @@ _ENCODE, _RECUR, _DECODE = 0.15, 0.45, 0.40  # rough shares of the time, for pro
 
 
 @dataclass(frozen=True)
-class _Chain:
+class Chain:
     """One branch of one stem's network, folded.
 
     Attributes:
@@ -70,10 +70,10 @@ class _Chain:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """A stem's chains, and what follows their sum: the rest of bn2; fc3, bn3 and the output scaling."""
 
-    chains: list[_Chain]
+    chains: list[Chain]
     bias2: Tensor
     weight3: Tensor
     bias3: Tensor
@@ -92,7 +92,7 @@ def _float(values: Tensor) -> Tensor:
 
 def _folded_chain(
     name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor2: Tensor, channels: int, skips: bool
-) -> _Chain:
+) -> Chain:
     factor, offset = _affine(encoder.bn1)
     fc1 = encoder.fc1.weight.double() * factor[:, None]
     scale, mean = (values.double().repeat(channels) for values in (encoder.scale, encoder.mean))
@@ -103,7 +103,7 @@ def _folded_chain(
         for layer in range(lstm.num_layers)
     ]
     skip, recurrent = (fc2.double() * factor2[:, None] * gain.double()).chunk(2, dim=1)
-    return _Chain(
+    return Chain(
         name=name,
         branch=copy.deepcopy(encoder.branch).to(device="cpu", dtype=torch.float32).eval(),
         weight=_float((fc1 * scale).mT),
@@ -115,7 +115,7 @@ def _folded_chain(
 
 
 @torch.no_grad()
-def _folded(net: MaskNet, channels: int) -> _Head:
+def folded(net: MaskNet, channels: int) -> Head:
     factor2, bias2 = _affine(net.bn2)
     gains = torch.cat([net.gains.new_ones(1), net.gains])
     encoders = [(name, encoder) for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)]
@@ -125,7 +125,7 @@ def _folded(net: MaskNet, channels: int) -> _Head:
     skips = [fusion != "lstm-add" or number == 0 for number in range(len(encoders))]
     factor3, offset3 = _affine(net.bn3)
     scale, mean = (values.double().repeat(channels) for values in (net.output_scale, net.output_mean))
-    return _Head(
+    return Head(
         chains=[
             _folded_chain(name, encoder, gain, part, factor2, channels, skip)
             for (name, encoder), gain, part, skip in zip(encoders, gains, fc2s, skips, strict=True)
@@ -161,7 +161,7 @@ class Engine:
         self.config = config
         self.stems = tuple(nets.keys())
         self.threads = threads
-        self._heads = {stem: _folded(net, config.channels) for stem, net in nets.items()}
+        self._heads = {stem: folded(net, config.channels) for stem, net in nets.items()}
 
     def overlap_added(self, waveform: Tensor, first: int, last: int, **settings: Any) -> Tensor:
         """All `pieces` in one."""
@@ -251,7 +251,7 @@ class _Job:
     def __init__(
         self,
         config: Config,
-        heads: list[_Head],
+        heads: list[Head],
         waveform: Tensor,
         workers: Workers,
         count: int,
@@ -347,7 +347,7 @@ class _Job:
         with stage("recurrence"):
             lstm_direction(weights, values, target, reverse=reverse, check=self.workers.check)
 
-    def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
+    def _project(self, chain: Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
         """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
         with stage("decoder"):
             if chain.skip is None:
@@ -416,7 +416,7 @@ class _Job:
         with stage("decoder"):
             return [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
 
-    def _mask(self, head: _Head, values: Tensor) -> Tensor:
+    def _mask(self, head: Head, values: Tensor) -> Tensor:
         mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3)
         mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
         return mask.view(-1, self.config.channels, self.config.bins)

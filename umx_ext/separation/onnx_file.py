@@ -1,0 +1,249 @@
+"""A separator's networks as one ONNX file, and the proof that the file computes what they do.
+
+The graph is written node by node from the engine's folded matrices, not traced: it takes any number of frames and any
+batch, has no more nodes than the network has parts, and does not hang on a version of torch's exporter. Input and
+outputs are magnitude spectrograms `(batch, channels, bins, frames)`; each output bears the name of its stem. The STFT
+and the Wiener filter stay outside; what the spectrogram must be like is in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from umx_ext.codecs.files import discard, rename
+from umx_ext.codecs.formats import shown
+from umx_ext.errors import ModelError, OutputError
+from umx_ext.separation.branches import AMPLITUDE_FLOOR, POWER_FLOOR, Branch, Linear, Mel, Mfcc
+from umx_ext.separation.config import Config
+from umx_ext.separation.engine import Chain, folded
+from umx_ext.separation.separator import Separator
+from umx_ext.spectral import stft
+
+__all__ = ["INPUT", "LARGEST_DB", "difference", "export", "to_onnx"]
+
+INPUT = "magnitude"
+LARGEST_DB = -90.0  # of a file that computes what the networks do: float32 sums in another order leave some -130
+
+_OPSET = 17
+_IR_VERSION = 8  # what onnxruntime of that opset's time reads
+_GATES = (0, 3, 1, 2)  # torch's input, forget, cell, output in ONNX's order: input, output, forget, cell
+
+
+def export(separator: Separator, path: str | os.PathLike[str], waveform: Tensor, *, overwrite: bool = False) -> float:
+    """Write the networks of a separator, after onnxruntime has run the file and found what they find.
+
+    Args:
+        separator: whose networks; it must be on the CPU.
+        path: of the file, which is written whole or not at all.
+        waveform: `(channels, samples)`, what to run both on, at the separator's rate.
+        overwrite: replace a file that is there.
+
+    Returns:
+        Energy of the difference beside that of the networks' output, dB, for the worst stem; -inf where all are equal.
+
+    Raises:
+        ModelError: onnx or onnxruntime is not there; the separator has a branch of somebody's own; the file does not
+            compute what the networks do.
+        OutputError: the file cannot be written, or is there already.
+    """
+    _imported("onnxruntime")
+    target, config = Path(path), separator.config
+    if os.path.lexists(target) and not overwrite:
+        raise OutputError(f"{shown(target)} is there already; give another name or allow overwriting")
+    content = to_onnx(separator)
+    found = difference(content, separator, stft(waveform, config.n_fft, config.hop).abs()[None])
+    if not found < LARGEST_DB:  # nan too
+        raise ModelError(f"the ONNX file is {found:.0f} dB off the model, and was not written; please report this")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        rename(str(temporary), str(target), overwrite)
+    except OSError as error:
+        raise OutputError(
+            f"{shown(target)} cannot be written ({error.strerror}); make room or give another path"
+        ) from error
+    finally:
+        discard([str(temporary)], [])
+    return found
+
+
+def to_onnx(separator: Separator) -> bytes:
+    """The networks of a separator as the content of an ONNX file.
+
+    Its metadata have the separator's ``config`` and own ``metadata`` in JSON, and say in words what the ``input`` is.
+
+    Raises:
+        ModelError: onnx is not there, or the separator has a branch of somebody's own.
+    """
+    onnx, config = _imported("onnx"), separator.config
+    graph = _Graph(onnx, config.channels, config.bins)
+    for stem, net in separator.nets.items():
+        graph.add_network(stem, net)
+    made = onnx.helper.make_graph(
+        graph.nodes,
+        "umx_ext",
+        [_tensor(onnx, INPUT, config)],
+        [_tensor(onnx, stem, config) for stem in separator.nets],
+        graph.constants,
+    )
+    model = onnx.helper.make_model(
+        made, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION, producer_name="umx_ext"
+    )
+    facts = {
+        "config": json.dumps(config.to_dict()),
+        "metadata": json.dumps(separator.metadata),
+        "input": f"|STFT| at {config.sample_rate} Hz, not normalised, periodic Hann window of {config.n_fft} samples, "
+        f"hop {config.hop}",
+    }
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def difference(content: bytes, separator: Separator, magnitude: Tensor) -> float:
+    """Run an ONNX file with onnxruntime, and the networks, on a spectrogram `(batch, channels, bins, frames)`.
+
+    Returns:
+        As `export`.
+
+    Raises:
+        ModelError: onnxruntime is not there, or cannot run the file.
+    """
+    runtime = _imported("onnxruntime")
+    stems = list(separator.nets)
+    try:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        found = dict(zip(stems, session.run(stems, {INPUT: magnitude.contiguous().numpy()}), strict=True))
+    except Exception as problem:  # its errors have no base of their own
+        raise ModelError(f"onnxruntime cannot run the ONNX file: {problem}") from problem
+    worst = -math.inf
+    for stem, net in separator.nets.items():
+        with torch.no_grad():
+            truth = net(magnitude).double()
+        error = torch.from_numpy(found[stem]).double() - truth
+        if error.any():
+            found_db = 10 * math.log10(error.square().sum() / truth.square().sum().clamp_min(1e-30))
+            worst = worst if found_db <= worst else found_db  # not `max`, which a nan could hide from
+    return worst
+
+
+class _Graph:
+    """Nodes and constants, as they are added."""
+
+    def __init__(self, onnx: Any, channels: int, bins: int) -> None:
+        self.onnx = onnx
+        self.channels, self.bins = channels, bins
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.features: dict[str, str] = {}  # of branches that several stems have
+        self.mixture = self.node("Transpose", INPUT, perm=[3, 0, 1, 2])  # frames first, as an LSTM has them
+
+    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Add a node of one output; its name."""
+        name = output or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name=f"node_{name}", **attributes))
+        return name
+
+    def constant(self, values: Tensor | list[int] | float) -> str:
+        """Add a constant: float32, or whole numbers where a list came; its name."""
+        if isinstance(values, list):
+            array = np.array(values, np.int64)
+        else:
+            array = torch.as_tensor(values).detach().to("cpu", torch.float32).contiguous().numpy()
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def product(self, values: str, weight: Tensor, bias: Tensor | None = None) -> str:
+        found = self.node("MatMul", values, self.constant(weight))
+        return found if bias is None else self.node("Add", found, self.constant(bias))
+
+    def add_network(self, stem: str, net: Any) -> None:
+        head = folded(net, self.channels)
+        total = ""
+        for chain in head.chains:
+            part = self._chain(chain)
+            total = self.node("Add", total, part) if total else part
+        hidden = self.node("Relu", self.node("Add", total, self.constant(head.bias2)))
+        flat = self.product(hidden, head.weight3, head.bias3)
+        mask = self.node("Sigmoid" if net.config.mask == "sigmoid" else "Relu", flat)
+        mask = self.node("Reshape", mask, self.constant([0, 0, self.channels, self.bins]))
+        masked = self.node("Mul", mask, self.mixture)
+        self.node("Transpose", masked, output=stem, perm=[1, 2, 3, 0])
+
+    def _chain(self, chain: Chain) -> str:
+        """Its part of the decoder's first sum, `(frames, batch, hidden)`."""
+        if chain.name not in self.features:
+            self.features[chain.name] = self._branch(chain.name, chain.branch)
+        encoded = self.node("Tanh", self.product(self.features[chain.name], chain.weight, chain.bias))
+        recurrent = encoded
+        for directions in chain.layers:
+            recurrent = self._layer(recurrent, directions)
+        part = self.product(recurrent, chain.recurrent)
+        return part if chain.skip is None else self.node("Add", part, self.product(encoded, chain.skip))
+
+    def _branch(self, name: str, branch: Branch) -> str:
+        """`(frames, batch, channels * features)`."""
+        if not isinstance(branch, Linear | Mel) or type(branch) not in (Linear, Mel, Mfcc):
+            raise ModelError(
+                f"the branch {name!r} has no form in ONNX; linear, mel and mfcc branches have one, of logarithms or not"
+            )
+        bins = branch.features if isinstance(branch, Linear) else branch.filters.shape[0]
+        low = self.node("Slice", self.mixture, self.constant([0]), self.constant([int(bins)]), self.constant([3]))
+        if isinstance(branch, Linear):
+            found = self._log(low, AMPLITUDE_FLOOR) if branch.log else low
+        else:
+            found = self.product(self.node("Mul", low, low), branch.filters)
+            found = self._log(found, POWER_FLOOR) if branch.log else found
+            if isinstance(branch, Mfcc):
+                found = self.product(found, branch.cosines)
+        return self.node("Reshape", found, self.constant([0, 0, self.channels * branch.features]))
+
+    def _log(self, values: str, floor: float) -> str:
+        return self.node("Log", self.node("Add", values, self.constant(floor)))
+
+    def _layer(self, values: str, directions: list[list[Tensor]]) -> str:
+        """A bidirectional layer: `(frames, batch, inputs)` -> `(frames, batch, hidden)`."""
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            torch.stack([_reordered(direction[place]) for direction in directions]) for place in range(4)
+        )
+        size = weight_hh.shape[-1]
+        found = self.node(
+            "LSTM",
+            values,
+            self.constant(weight_ih),
+            self.constant(weight_hh),
+            self.constant(torch.cat([bias_ih, bias_hh], dim=1)),
+            direction="bidirectional",
+            hidden_size=size,
+        )  # (frames, directions, batch, size)
+        beside = self.node("Transpose", found, perm=[0, 2, 1, 3])
+        return self.node("Reshape", beside, self.constant([0, 0, 2 * size]))
+
+
+def _reordered(gates: Tensor) -> Tensor:
+    parts = gates.chunk(4)
+    return torch.cat([parts[place] for place in _GATES])
+
+
+def _tensor(onnx: Any, name: str, config: Config) -> Any:
+    shape = ["batch", config.channels, config.bins, "frames"]
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ModelError(
+            f'ONNX files need the package {name}, which is not installed; pip install "umx-ext[onnx]"'
+        ) from error
