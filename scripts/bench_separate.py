@@ -1,9 +1,13 @@
-"""Our separation against open-unmix 1.3.0, same random weights, in turn: python scripts/bench_separate.py SONG
+"""Our separation against open-unmix 1.3.0, same random weights, in turn: scripts/bench_separate.py SONG [--demucs]
 
 SONG is tiled or cut to four minutes of 44.1 kHz stereo. Each run is a process of its own with two threads: it loads the
 model, reads a WAV with soundfile, separates it and writes float WAVs; on our side that is the command itself. Time
 counts from after the imports to the last file written; memory is the peak resident set of the whole process. Needs the
-extra `research`. Writes `docs/speed.json` and the README's table.
+extra `research`. Writes `docs/speed.json` and the tables.
+
+Beside them stand two that do something else: nothing at all, which is to read the WAV and to write it twice (or four
+times), and with --demucs HTDemucs at the size of its released model, once (its four stems take minutes; `pip install
+demucs`). Its weights are random too, which does not change its speed.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ TITLES = {
     "umx_ext": "umx_ext --no-split",
     "umx_ext wiener": "umx_ext --no-split --accompaniment wiener",
     "umx_ext blocks": "umx_ext",
+    "nothing": "nothing: read the WAV, write it out",
+    "demucs": "demucs, HTDemucs",
 }
 STEMS = {"karaoke": ["vocals"], "four stems": ["vocals", "drums", "bass", "other"]}
 
@@ -33,12 +39,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("song", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--demucs", action="store_true", help="HTDemucs as well, one run")
     parser.add_argument("--child", nargs=3, metavar=("SYSTEM", "JOB", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         system, job, folder = arguments.child
         if system == "open-unmix":
             open_unmix(STEMS[job], arguments.song, Path(folder))
+        elif system == "nothing":
+            nothing(STEMS[job], arguments.song, Path(folder))
+        elif system == "demucs":
+            demucs(arguments.song, Path(folder))
         else:
             # With four stems the filter's own estimates, as open-unmix writes them; `other` would be the rest.
             own = system == "umx_ext wiener" or len(STEMS[job]) > 1
@@ -62,12 +73,14 @@ def main() -> None:
         write_models(Path(folder))
         rows, detail = [], {}
         for job, systems in {
-            "karaoke": ["open-unmix", "umx_ext", "umx_ext wiener", "umx_ext blocks"],
-            "four stems": ["open-unmix", "umx_ext", "umx_ext blocks"],
+            "karaoke": ["open-unmix", "umx_ext", "umx_ext wiener", "umx_ext blocks", "nothing"],
+            "four stems": ["open-unmix", "umx_ext", "umx_ext blocks", "nothing", *["demucs"] * arguments.demucs],
         }.items():
             results: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for turn in range(arguments.rounds):
                 for system in systems:
+                    if system == "demucs" and turn:
+                        continue
                     target = Path(folder, job, system)
                     target.mkdir(parents=True, exist_ok=True)
                     results[system].append(run(arguments.song, system, job, song, target))
@@ -75,20 +88,22 @@ def main() -> None:
             for system in systems:
                 seconds = [result["seconds"] for result in results[system]]
                 peak = statistics.median(result["peak_mb"] for result in results[system])
-                pairs = zip(results[system], results["open-unmix"], strict=True)
-                ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-                apart = max(
-                    difference_db(Path(folder, job, system, name), Path(folder, job, "open-unmix", name), mixture)
-                    for name in (f"{stem}.wav" for stem in compared(job, system))
-                )
+                pairs = zip(results[system], results["open-unmix"], strict=False)  # Demucs runs once
+                ratios = [theirs["seconds"] / its["seconds"] for its, theirs in pairs]
+                apart = ""
+                if system.startswith("umx_ext"):
+                    own, other = Path(folder, job, system), Path(folder, job, "open-unmix")
+                    names = [f"{stem}.wav" for stem in compared(job, system)]
+                    apart = f"{max(difference_db(own / name, other / name, mixture) for name in names):.0f}"
+                speed = statistics.median(ratios)
                 rows.append(
                     [
                         job,
                         TITLES[system],
                         f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})",
-                        "1" if system == "open-unmix" else f"**{statistics.median(ratios):.1f}x**",
+                        "1" if system == "open-unmix" else f"**{speed:.1f}x**" if apart else f"{speed:.2g}x",
                         f"{peak:.0f}",
-                        "" if system == "open-unmix" else f"{apart:.0f}",
+                        apart,
                     ]
                 )
             detail[job] = results
@@ -198,6 +213,36 @@ def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None
         ]
     )
     assert code == 0, code
+    report(started)
+
+
+def nothing(stems: list[str], song: Path, folder: Path) -> None:
+    """What reading and writing take: the song itself under the names of the stems."""
+    import soundfile
+
+    started = time.perf_counter()
+    waveform, rate = soundfile.read(song, dtype="float32", always_2d=True)
+    for name in [*stems, "accompaniment"] if len(stems) == 1 else stems:
+        soundfile.write(folder / f"{name}.wav", waveform, rate, subtype="FLOAT")
+    report(started)
+
+
+def demucs(song: Path, folder: Path) -> None:
+    from fractions import Fraction
+
+    import soundfile
+    import torch
+    from demucs.apply import apply_model
+    from demucs.htdemucs import HTDemucs
+
+    torch.set_num_threads(THREADS)
+    started = time.perf_counter()
+    stems = STEMS["four stems"]
+    model = HTDemucs(sources=stems, bottom_channels=512, dconv_mode=3, segment=Fraction(39, 5)).eval()
+    waveform, rate = soundfile.read(song, dtype="float32", always_2d=True)
+    estimates = apply_model(model, torch.from_numpy(waveform.T.copy())[None], shifts=0, overlap=0.25)[0]
+    for name, estimate in zip(stems, estimates, strict=True):
+        soundfile.write(folder / f"{name}.wav", estimate.T.numpy(), rate, subtype="FLOAT")
     report(started)
 
 

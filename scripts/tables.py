@@ -1,6 +1,7 @@
-"""Tables in the README come from the JSON files that the scripts wrote: python scripts/tables.py rewrites them all.
+"""Tables in the README and in docs/performance.md come from the JSON files that the scripts wrote.
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table -->` and is made of `docs/NAME.json`, which holds
+`python scripts/tables.py` writes them all again. A table stands between `<!-- table:NAME -->` and `<!-- /table -->`
+and is made of `docs/NAME.json`, which holds
 `{"columns": [...], "rows": [[...], ...], "note": "..."}` beside whatever else the script measured.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/performance.md")
 BLOCK = re.compile(r"<!-- table:(\w+) -->\n.*?<!-- /table -->", re.DOTALL)
 
 
@@ -37,11 +39,15 @@ def filled(text: str) -> str:
 
 
 def publish(name: str, table: dict[str, Any]) -> None:
-    """Write `docs/NAME.json` and put the table into the README."""
+    """Write `docs/NAME.json` and put the table where it belongs."""
     replace(ROOT / "docs" / f"{name}.json", json.dumps(table, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    if readme.exists():
-        replace(readme, filled(readme.read_text()))
+    fill_pages()
+
+
+def fill_pages() -> None:
+    for page in (ROOT / name for name in PAGES):
+        if page.exists():
+            replace(page, filled(page.read_text()))
 
 
 def replace(path: Path, text: str) -> None:
@@ -67,4 +73,4 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
-    replace(ROOT / "README.md", filled((ROOT / "README.md").read_text()))
+    fill_pages()

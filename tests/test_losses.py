@@ -100,7 +100,9 @@ def test_each_is_what_its_definition_says():
     mixture, target, m = whole.mixture.numpy(), whole.target.numpy(), mask.numpy()
     magnitude = np.abs(mixture)
     goal = np.clip(np.abs(target) * np.cos(np.angle(target) - np.angle(mixture)), 0, magnitude)
+    error = np.square(np.abs(m * mixture - target)).sum(axis=(1, 2, 3))
     expected = {
+        "error-energy": np.sqrt(error / (np.square(magnitude).sum(axis=(1, 2, 3)) + 1) + 1e-4).mean(),
         "phase-sensitive": np.abs(m * magnitude - goal).mean() / magnitude.mean(),
         "mse": np.square(m * magnitude - np.abs(target)).mean(),
         "log": np.abs(np.log(m * magnitude + 1e-2) - np.log(np.abs(target) + 1e-2)).mean(),

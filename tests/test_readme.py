@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-TABLES = re.findall(r"<!-- table:(\w+) -->\n(.*?)\n<!-- /table -->", README, re.DOTALL)
+PAGES = {"README.md": README, "docs/performance.md": (ROOT / "docs" / "performance.md").read_text()}
+TABLES = [
+    (page, *found)
+    for page, text in PAGES.items()
+    for found in re.findall(r"<!-- table:(\w+) -->\n(.*?)\n<!-- /table -->", text, re.DOTALL)
+]
 
 
 def tables_module():
@@ -25,11 +30,12 @@ def tables_module():
 
 def test_there_are_tables():
     written = {path.stem for path in (ROOT / "docs").glob("*.json")}
-    assert {name for name, _ in TABLES} == written and len(written) > 9
+    assert {name for _, name, _ in TABLES} == written and len(written) > 9
+    assert set(PAGES) == set(tables_module().PAGES)
 
 
-@pytest.mark.parametrize(("name", "body"), TABLES)
-def test_a_table_is_what_its_script_wrote(name, body):
+@pytest.mark.parametrize(("page", "name", "body"), TABLES)
+def test_a_table_is_what_its_script_wrote(page, name, body):
     table = json.loads((ROOT / "docs" / f"{name}.json").read_text())
     assert body == tables_module().render(table)
 
@@ -40,7 +46,8 @@ def test_a_figure_changed_by_hand_is_noticed():
 
 
 def test_every_file_the_readme_names_exists():
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README) + re.findall(r"python (scripts/\w+\.py)", README)
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    links += re.findall(r"python (scripts/\w+\.py)", "".join(PAGES.values()))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 

@@ -22,6 +22,7 @@ from umx_ext.spectral import hann, overlap_add, stft
 __all__ = ["LOSSES", "Batch", "Ratio", "phase_sensitive_target"]
 
 FLOOR = 1e-2  # of magnitudes under a logarithm: 100 dB below a full-scale sine's 1024 with 4096 samples
+ENERGY_FLOOR = 1.0  # of an example, so that silence is 0 beside it: 80 dB below a second of a full-scale sine
 RESOLUTIONS = (1, 4, 16)  # parts of the network's own window: 4096, 1024 and 256 samples; hops are half of each
 
 Ratio: TypeAlias = tuple[Tensor, Tensor]
@@ -77,6 +78,20 @@ def complex_difference(mask: Tensor, batch: Batch) -> Ratio:
     return real + imag, batch.magnitude.sum()
 
 
+def error_energy(mask: Tensor, batch: Batch) -> Ratio:
+    """Root of the error's energy beside the mixture's, of each example; their mean.
+
+    What the SDR is made of, up to the windows' overlap. The best mask is the mean of what the stem's share may be,
+    where L1 has the median, and a quiet example counts like a loud one. Errors more than 40 dB down hardly count.
+    """
+    projected = batch.target.real * batch.mixture.real + batch.target.imag * batch.mixture.imag
+    # |mask X - S|^2, multiplied out: two passes over real numbers less than the complex difference.
+    error = mask * (mask * batch.magnitude.square() - 2 * projected)
+    energies = error.sum(dim=(1, 2, 3)) + _magnitude(batch.target).square().sum(dim=(1, 2, 3))
+    whole = batch.magnitude.square().sum(dim=(1, 2, 3)) + ENERGY_FLOOR
+    return (energies.clamp_min(0) / whole + 1e-4).sqrt().sum(), mask.new_tensor(float(len(mask)))
+
+
 def waveform_difference(mask: Tensor, batch: Batch) -> Ratio:
     """L1 of the waveforms, relative to the mixture's."""
     found = _waveform(torch.complex(mask * batch.mixture.real, mask * batch.mixture.imag), batch.config)
@@ -106,6 +121,7 @@ LOSSES: dict[str, Callable[[Tensor, Batch], Ratio]] = {
     "mse": mean_square,
     "log": log_spectral,
     "complex": complex_difference,
+    "error-energy": error_energy,
     "waveform": waveform_difference,
     "multi-resolution": multi_resolution,
 }
