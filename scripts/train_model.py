@@ -27,7 +27,7 @@ SPEEDS = (0.92, 1.0, 1.087)  # about a semitone and a half either way
 CONFIG = Config(branches=("linear-log", "mel"), hidden=256, mask="sigmoid")
 RUNS: dict[str, tuple[TrainOptions, dict[str, Any]]] = {
     "first": (TrainOptions(steps=2600), {"mir1k_vocals": 0.15}),
-    "second": (TrainOptions(steps=2000, loss="error-energy", learning_rate=7e-4, seed=1), {"mir1k_vocals": 0.4}),
+    "second": (TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1), {"mir1k_vocals": 0.4}),
 }
 
 
