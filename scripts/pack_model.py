@@ -21,12 +21,19 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("commit")
     parser.add_argument("--niter", type=int, default=0, help="iterations of the Wiener filter by default")
+    parser.add_argument("--filter-power", type=float, default=1.0, help="exponent of the masks it starts from")
     parser.add_argument("--last", action="store_true", help="the end of the run instead of its best validation")
     arguments = parser.parse_args()
     chosen = chosen_of(arguments.run, last=arguments.last)
     target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
     license_ = "research and non-commercial use; see LICENSE-WEIGHTS.txt"
-    export(chosen, target, niter=arguments.niter, metadata={"commit": arguments.commit, "license": license_})
+    export(
+        chosen,
+        target,
+        niter=arguments.niter,
+        filter_power=arguments.filter_power,
+        metadata={"commit": arguments.commit, "license": license_},
+    )
     shutil.copyfile(arguments.run / "log.csv", ROOT / "docs" / "training_log.csv")
     print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {chosen['step']}")
 

@@ -42,6 +42,17 @@ CONFIGS = {
         layers=2,
         mask="sigmoid",
     ),
+    "masks to a power": Config(
+        branches=("linear-log",),
+        hidden=32,
+        n_fft=512,
+        hop=128,
+        sample_rate=8000,
+        bandwidth_hz=3000.0,
+        layers=1,
+        mask="sigmoid",
+        filter_power=0.4,
+    ),
 }
 
 
@@ -79,7 +90,13 @@ def plain(
 ) -> Tensor:
     """What `Engine.overlap_added` computes, one thing after the other."""
     spectrum = stft(waveform, config.n_fft, config.hop)
+    whole = spectrum.abs()[..., first:last]
     magnitudes = torch.stack([net.eval()(spectrum.abs()[None])[0, ..., first:last] for net in nets.values()])
+    if niter and config.filter_power != 1:
+        masks = magnitudes / whole
+        if residual:
+            masks = torch.cat([masks, 1 - masks.sum(dim=0, keepdim=True)]).clamp_min(0)
+        magnitudes, residual = whole * torch.exp(config.filter_power * masks.log()), False
     estimates = wiener(
         magnitudes.permute(0, 3, 1, 2),
         spectrum[..., first:last].permute(2, 0, 1),

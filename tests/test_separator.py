@@ -61,8 +61,9 @@ def relative_db(difference: torch.Tensor, reference: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("niter", [0, 1, 2])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_unsplit_separation_is_the_plain_definition(niter, channels):
-    model = separator(channels=channels)
+@pytest.mark.parametrize("power", [1.0, 0.4])
+def test_unsplit_separation_is_the_plain_definition(niter, channels, power):
+    model = separator(channels=channels, filter_power=power)
     waveform = music(3 * RATE + 77, channels)
     expected = plain(model, waveform, niter=niter, residual=True)
     options = Options(niter=niter, split=False, accompaniment="wiener")
@@ -221,8 +222,9 @@ def test_wiener_accompaniment_and_vocals_are_the_mixture_within_50_db():
     assert relative_db(stems["vocals"] + stems["accompaniment"] - waveform, waveform) < -50
 
 
-def test_the_plain_path_of_other_devices_gives_the_same():
-    model = separator()
+@pytest.mark.parametrize("power", [1.0, 0.4])
+def test_the_plain_path_of_other_devices_gives_the_same(power):
+    model = separator(mask="sigmoid", filter_power=power)
     waveform = music(RATE * 2)
     settings = {"stems": ("vocals",), "niter": 1, "wiener_win_len": 300, "residual": True}
     settings["wanted"] = ("residual", "vocals")
@@ -230,10 +232,27 @@ def test_the_plain_path_of_other_devices_gives_the_same():
     assert torch.allclose(engine, model._plain_overlap_added(waveform, 3, 60, *settings.values()), atol=1e-5)
 
 
-def test_the_separator_can_be_trained_through():
-    model = separator().train()
-    model(music(RATE)[None], residual=True)[:, 0].square().mean().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+@pytest.mark.parametrize("power", [1.0, 0.4])
+def test_the_separator_can_be_trained_through(power):
+    model = separator(filter_power=power).train()
+    waveform = torch.cat([music(RATE), torch.zeros(2, RATE)], dim=1)
+    model(waveform[None], residual=True)[:, 0].square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("power, unchanged", [(0.5, True), (1.0, False)])
+def test_with_masks_as_shares_of_power_the_filter_gives_them_back_where_channels_are_equal(power, unchanged):
+    model = separator(mask="sigmoid", filter_power=power)
+    waveform = music(2 * RATE)[:1].repeat(2, 1)
+    with torch.no_grad():  # and the same masks in both channels
+        for net in model.nets.values():
+            for values in (net.fc3.weight, *(getattr(net.bn3, name) for name in ("weight", "bias", "running_mean"))):
+                left, right = values.chunk(2)
+                right.copy_(left)
+            left, right = net.bn3.running_var.chunk(2)
+            right.copy_(left)
+    masked, filtered = (plain(model, waveform, niter=niter, residual=True)[0] for niter in (0, 1))
+    assert (relative_db(filtered - masked, masked) < -70) is unchanged
 
 
 def test_changed_weights_change_the_result():

@@ -14,7 +14,7 @@ from tests import reference_wiener
 from tests.peers import import_peer
 from umx_ext.errors import UsageError
 from umx_ext.separation import wiener as module
-from umx_ext.separation.wiener import filter_window, parts, wiener
+from umx_ext.separation.wiener import filter_window, parts, shares, wiener
 from umx_ext.spectral import stft
 
 CASES = [  # channels, sources, residual
@@ -306,3 +306,17 @@ def test_gradients_of_silence_are_finite() -> None:
 def test_an_error_says_what_came(magnitudes: Tensor, mixture: Tensor, options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words.replace("(", r"\(").replace(")", r"\)")):
         wiener(magnitudes, mixture, **options)
+
+
+def test_shares_are_masks_to_a_power_and_what_they_leave() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.rand(3, 5, generator=generator)
+    magnitudes = whole * torch.rand(2, 3, 5, generator=generator)
+    for power in (1.0, 0.5, 0.3):
+        found = shares(magnitudes, whole, power, residual=True)
+        left = (1 - magnitudes[0] / whole - magnitudes[1] / whole).clamp_min(0)
+        for source, mask in zip(found, (magnitudes[0] / whole, magnitudes[1] / whole, left), strict=True):
+            torch.testing.assert_close(source, whole * mask**power, atol=1e-6, rtol=1e-5)
+    assert shares(magnitudes, whole, 1.0) is magnitudes
+    silent = shares(torch.zeros(1, 4), torch.zeros(4), 0.5, residual=True)
+    assert silent.isfinite().all() and silent.max() < 1e-30

@@ -18,7 +18,7 @@ FUSIONS = ("add", "concat", "lstm-add")
 
 # Younger than the first models. `to_dict` leaves them out while they have their defaults, which is what all networks
 # were before: such a model's file stays the same to the byte, older versions read it, a run started before goes on.
-_YOUNGER = ("n_mfcc", "fusion")
+_YOUNGER = ("n_mfcc", "fusion", "filter_power")
 
 # By annotation: what a value must be, in Python (numpy's numbers are of these too) and in words.
 _KINDS = {"int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"), "str": (str, "a name")}
@@ -49,6 +49,9 @@ class Config:
         fusion: what the decoder sees of several branches. ``"add"``: the sum of their concatenations ``[encoder
             output, BLSTM output]``; ``"concat"``: all of them side by side; ``"lstm-add"``: the sum of the BLSTM
             outputs, beside the encoder output of the first branch alone. Of one branch it is the same.
+        filter_power: exponent of the masks that the Wiener filter starts from, above 0, at most 1. With 1 a mask is a
+            stem's share of the amplitude, as open-unmix has it. With 0.5 it is its share of the power: where a stem and
+            the rest come from the same direction, the filter then gives the mask back instead of a sharper one.
     """
 
     stems: tuple[str, ...] = ("vocals",)
@@ -66,6 +69,7 @@ class Config:
     niter: int = 1
     n_mfcc: int = 40
     fusion: str = "add"
+    filter_power: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -95,6 +99,8 @@ class Config:
                 raise ModelError(f"expected {name} above 0, got {value}")
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise ModelError(f"n_fft ({self.n_fft}) must be even and 2 or more times the hop ({self.hop})")
+        if not 0 < self.filter_power <= 1:
+            raise ModelError(f"expected a filter_power above 0 and at most 1, got {self.filter_power}")
         if self.niter < 0:
             raise ModelError(f"expected niter of 0 or more, got {self.niter}")
         if self.hidden % 2:
@@ -111,7 +117,7 @@ class Config:
         return min(self.bins, int(self.bandwidth_hz * self.n_fft / self.sample_rate) + 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain, JSON-ready dict; `from_dict` is its inverse. `n_mfcc` and `fusion` are in it if not the defaults."""
+        """A plain, JSON-ready dict; `from_dict` is its inverse. The younger fields are in it if not the defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in _YOUNGER}
         return {
             name: value

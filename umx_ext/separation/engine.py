@@ -367,12 +367,15 @@ class _Job:
             with stage("STFT"):
                 planar.split(values, mixture[:, :, rows])
         blocks = torch.zeros(len(plan.wanted), config.channels, last - first + self.shared, config.hop)
+        # Masks to a power do not leave the residual that the filter would make of them: it has to come from here.
+        power = config.filter_power if plan.niter else 1.0
+        own = plan.residual and power != 1
         for a, b in windows:
             filtered = filter_window(
-                partial(self._masks, [values[a:b] for values in hidden]),
+                partial(self._masks, [values[a:b] for values in hidden], power, own),
                 mixture[:, :, a - first : b - first],
                 niter=plan.niter,
-                residual=plan.residual,
+                residual=plan.residual and not own,
                 wanted=plan.wanted,
             )
             for chunk, estimates in staged("Wiener" if plan.niter else "masks", filtered):
@@ -410,11 +413,17 @@ class _Job:
         index = (length - 1) - (torch.arange(begin, end).abs() - (length - 1)).abs()
         return self.waveform[:, index]
 
-    def _masks(self, hidden: list[Tensor], rows: slice) -> list[Tensor]:
-        """Each stem's mask `(rows, channels, bins)`, when the filter comes to them."""
+    def _masks(self, hidden: list[Tensor], power: float, residual: bool, rows: slice) -> list[Tensor]:
+        """Each stem's mask `(rows, channels, bins)` to a power, when the filter comes to them, and the residual's."""
         self.workers.check()
         with stage("decoder"):
-            return [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
+            masks = [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
+            if residual:
+                rest = 1 - masks[0]
+                for mask in masks[1:]:
+                    rest -= mask
+                masks.append(rest.clamp_min_(0))
+            return masks if power == 1 else [mask.pow_(power) for mask in masks]
 
     def _mask(self, head: Head, values: Tensor) -> Tensor:
         mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3)

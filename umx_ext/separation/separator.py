@@ -19,7 +19,7 @@ from umx_ext.separation.engine import RESIDUAL, Engine
 from umx_ext.separation.masknet import MaskNet
 from umx_ext.separation.stages import stage
 from umx_ext.separation.streaming import stream
-from umx_ext.separation.wiener import wiener
+from umx_ext.separation.wiener import shares, wiener
 from umx_ext.spectral import hann, istft, overlap_add, stft
 from umx_ext.stems import Stems
 
@@ -111,9 +111,7 @@ class Separator(nn.Module):
         self._engine = None
         return super()._apply(fn, recurse)
 
-    def forward(
-        self, waveform: Tensor, *, niter: int = 1, wiener_win_len: int = 300, residual: bool = False
-    ) -> Tensor:
+    def forward(self, waveform: Tensor, *, niter: int = 1, wiener_win_len: int = 300, residual: bool = False) -> Tensor:
         """The networks and the Wiener filter in plain differentiable torch: the definition of what `separate` does.
 
         Args:
@@ -128,9 +126,11 @@ class Separator(nn.Module):
         self._check(waveform, batched=True)
         config = self.config
         spectrum = stft(waveform, config.n_fft, config.hop)
-        magnitudes = torch.stack([net(spectrum.abs()) for net in self.nets.values()], dim=1)
+        magnitude = spectrum.abs()
+        magnitudes = torch.stack([net(magnitude) for net in self.nets.values()])
+        magnitudes, residual = self._filter_input(magnitudes, magnitude, niter, residual)
         estimates = wiener(
-            magnitudes.permute(0, 1, 4, 2, 3),
+            magnitudes.permute(1, 0, 4, 2, 3),
             spectrum.permute(0, 3, 1, 2),
             niter=niter,
             window=wiener_win_len,
@@ -189,9 +189,7 @@ class Separator(nn.Module):
         joined = {name: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for name, parts in pieces.items()}
         return Stems(joined, sample_rate, waveform.float().cpu())
 
-    def stream(
-        self, blocks: Iterable[Tensor], sample_rate: int, options: Options | None = None
-    ) -> Iterator[Stems]:
+    def stream(self, blocks: Iterable[Tensor], sample_rate: int, options: Options | None = None) -> Iterator[Stems]:
         """Take a waveform apart that arrives in blocks; memory is bounded by the settings, not by the length.
 
         Args:
@@ -270,6 +268,7 @@ class Separator(nn.Module):
         spectrum = stft(waveform.to(self.device), config.n_fft, config.hop)
         magnitude = spectrum.abs()
         magnitudes = torch.stack([self.nets[stem](magnitude[None])[0, ..., first:last] for stem in stems])
+        magnitudes, residual = self._filter_input(magnitudes, magnitude[..., first:last], niter, residual)
         estimates = wiener(
             magnitudes.permute(0, 3, 1, 2),
             spectrum[..., first:last].permute(2, 0, 1),
@@ -279,6 +278,13 @@ class Separator(nn.Module):
         )[[(*stems, RESIDUAL).index(source) for source in wanted]]  # (wanted, frames, channels, bins)
         frames = torch.fft.irfft(estimates.transpose(1, 2), n=config.n_fft)
         return overlap_add(frames * hann(config.n_fft, frames), config.hop).cpu()
+
+    def _filter_input(self, magnitudes: Tensor, whole: Tensor, niter: int, residual: bool) -> tuple[Tensor, bool]:
+        """What the Wiener filter starts from, `(sources, ...)`, and whether it shall add the residual."""
+        power = self.config.filter_power
+        if niter == 0 or power == 1:
+            return magnitudes, residual
+        return shares(magnitudes, whole, power, residual=residual), False
 
     def _check(self, waveform: Tensor, *, batched: bool) -> None:
         axes = "(batch, channels, samples)" if batched else "(channels, samples)"

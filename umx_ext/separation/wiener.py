@@ -37,7 +37,7 @@ from torch import Tensor
 from umx_ext.errors import UsageError
 from umx_ext.separation import planar
 
-__all__ = ["EPS", "WINDOW", "filter_window", "parts", "wiener"]
+__all__ = ["EPS", "WINDOW", "filter_window", "parts", "shares", "wiener"]
 
 EPS = 1e-10
 WINDOW = 300  # frames; 7 s at 44.1 kHz and hop 1024
@@ -134,6 +134,30 @@ def _check(magnitudes: Tensor, mixture: Tensor, niter: int, window: int | None) 
         raise UsageError(f"expected 1 or 2 channels, got {mixture.shape[-2]}: filter pairs of channels")
     if niter < 0 or (window is not None and window < 1):
         raise UsageError(f"niter must be at least 0 and window at least 1 (or None), got {niter} and {window}")
+
+
+def shares(magnitudes: Tensor, whole: Tensor, power: float, *, residual: bool = False) -> Tensor:
+    """What to start the filter from, if the magnitudes are the mixture's times masks that are to be raised to a power.
+
+    The filter compares powers: a mask m and its rest end as m^2 / (m^2 + (1 - m)^2) where the channels say nothing.
+    With their square roots (`power` 0.5) it gives m back there, and what channels do say comes on top.
+
+    Args:
+        magnitudes: `(sources, ...)`, >= 0.
+        whole: the mixture's, `(...)`. Masks are 1 where the magnitudes equal it, and all are 1 to the `power` where it
+            is 0.
+        power: above 0; 1 changes nothing.
+        residual: append what is left to `whole`, at least 0: the filter is to be called without a residual then.
+
+    Returns:
+        `(sources, ...)`, one source more with `residual`.
+    """
+    if residual:
+        magnitudes = torch.cat([magnitudes, (whole - magnitudes.sum(dim=0)).clamp_min(0)[None]])
+    if power == 1:
+        return magnitudes
+    tiny = torch.finfo(whole.dtype).tiny  # below which roots have no gradient
+    return magnitudes.clamp_min(tiny) ** power * whole.clamp_min(tiny) ** (1 - power)
 
 
 Plane = Tensor  # real `(frames, bins)`

@@ -41,6 +41,7 @@ def export(
     target: Path,
     *,
     niter: int | None = None,
+    filter_power: float | None = None,
     metadata: Mapping[str, str] | None = None,
     half: bool = True,
 ) -> None:
@@ -50,6 +51,7 @@ def export(
         chosen: what `chosen_of` gives.
         target: the file.
         niter: iterations of the Wiener filter by default; None for what the run's config says.
+        filter_power: exponent of the masks that it starts from; None for what the run's config says.
         metadata: more to say of its origin than the run knows: commit, licence.
         half: store as float16, at half the size.
 
@@ -57,8 +59,8 @@ def export(
         OutputError: the file cannot be written.
     """
     config = Config.from_dict(chosen["config"])
-    if niter is not None:
-        config = dataclasses.replace(config, niter=niter)
+    filtering = {"niter": niter, "filter_power": filter_power}
+    config = dataclasses.replace(config, **{name: value for name, value in filtering.items() if value is not None})
     state = chosen["state"]
     if chosen["options"]["network"] == "openunmix":
         from umx_ext.training.baseline import masknet_state
