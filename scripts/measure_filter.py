@@ -64,7 +64,7 @@ def main() -> None:
             "mean, dB",
         ],
         "rows": rows,
-        "note": f"{len(figures[WAYS[0]]['valid'])} validation and {len(figures[WAYS[0]]['test'])} test songs of MUSDB18's "
+        "note": f"{len(figures[0, 1.0]['valid'])} validation and {len(figures[0, 1.0]['test'])} test songs of MUSDB18's "
         f"7-second sample; the default was chosen by the former. {machine()}.",
     }
     print(render(table))

@@ -59,8 +59,10 @@ def export(
         OutputError: the file cannot be written.
     """
     config = Config.from_dict(chosen["config"])
-    filtering = {"niter": niter, "filter_power": filter_power}
-    config = dataclasses.replace(config, **{name: value for name, value in filtering.items() if value is not None})
+    if niter is not None:
+        config = dataclasses.replace(config, niter=niter)
+    if filter_power is not None:
+        config = dataclasses.replace(config, filter_power=filter_power)
     state = chosen["state"]
     if chosen["options"]["network"] == "openunmix":
         from umx_ext.training.baseline import masknet_state
