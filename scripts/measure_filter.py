@@ -46,6 +46,7 @@ def main() -> None:
                 )
             print(subset, song.name, file=sys.stderr)
     chosen = (model.config.niter, model.config.filter_power if model.config.niter else 1.0)
+    counts = {subset: len(found) for subset, found in figures[WAYS[0]].items()}
     rows = []
     for way, found in figures.items():
         niter, power = way
@@ -64,8 +65,8 @@ def main() -> None:
             "mean, dB",
         ],
         "rows": rows,
-        "note": f"{len(figures[0, 1.0]['valid'])} validation and {len(figures[0, 1.0]['test'])} test songs of MUSDB18's "
-        f"7-second sample; the default was chosen by the former. {machine()}.",
+        "note": f"{counts['valid']} validation and {counts['test']} test songs of MUSDB18's 7-second sample; the former "
+        f"chose the default. {machine()}.",
     }
     print(render(table))
     if arguments.model is None:

@@ -1,31 +1,36 @@
-"""Score a model on MUSDB18's 7-second sample: python scripts/score_musdb.py DATA [--subset test] [--model NAME]
+"""Score a model on MUSDB18's 7-second sample and on MIR-1K: python scripts/score_musdb.py DATA [--subset test]
 
-DATA holds `musdb18-7/`. Median over songs of the median over one-second frames of BSS Eval v4's SDR (which is museval's
-exactly), with trivial and oracle rows from the same code. With `--subset test` and the default model the table goes
-into `docs/scores.json` and the README; choices (such as the filter's iterations) are made with `--subset valid` only.
+DATA holds `musdb18-7/` and `mir1k/`. For each song the median over its seconds of BSS Eval v4's SDR (which is museval's
+exactly); over songs the median, its 95 % bootstrap interval and the mean; trivial and oracle rows from the same code,
+and the model with its mel branch switched off. With `--subset test` and the default model the table goes into
+`docs/scores.json` and the README; choices are made with `--subset valid` only, where MIR-1K has no songs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from tables import machine, publish, render
 from torch import Tensor
 
 import umx_ext
-from umx_ext.corpora import find_songs, targets
+from umx_ext.corpora import Song, find_songs, targets
+from umx_ext.evaluation.metrics import bootstrap_interval
 from umx_ext.evaluation.oracles import BASELINES
 from umx_ext.evaluation.sdr import median_sdr
 
 Estimate = tuple[Tensor, Tensor]
+System = Callable[[Tensor, Tensor, Tensor, int], Estimate]
 
 
-def centre_cancel(mixture: Tensor, *_: Tensor) -> Estimate:
+def centre_cancel(mixture: Tensor, *_: object) -> Estimate:
     """The karaoke button: the channels' mean counts as the voice, half their difference, on both channels, as the rest.
 
     With opposite signs on the channels the rest would be what BSS Eval takes for silence.
@@ -34,18 +39,59 @@ def centre_cancel(mixture: Tensor, *_: Tensor) -> Estimate:
     return ((left + right) / 2).expand_as(mixture), ((left - right) / 2).expand_as(mixture)
 
 
-def baseline(name: str) -> Callable[..., Estimate]:
-    def run(mixture: Tensor, vocals: Tensor, rest: Tensor) -> Estimate:
-        estimates = BASELINES[name](mixture, {"vocals": vocals, "accompaniment": rest}, 44100)
+def baseline(name: str) -> System:
+    def run(mixture: Tensor, vocals: Tensor, rest: Tensor, rate: int) -> Estimate:
+        estimates = BASELINES[name](mixture, {"vocals": vocals, "accompaniment": rest}, rate)
         return estimates["vocals"], estimates["accompaniment"]
 
     return run
+
+
+def separated(model: umx_ext.Separator, niter: int | None = None) -> System:
+    def run(mixture: Tensor, vocals: Tensor, rest: Tensor, rate: int) -> Estimate:
+        stems = model.separate(mixture, rate, umx_ext.Options(niter=niter))
+        return stems["vocals"], stems["accompaniment"]
+
+    return run
+
+
+def without_mel(model: umx_ext.Separator) -> umx_ext.Separator:
+    """The same model with the gain of its mel branch at zero."""
+    made = copy.deepcopy(model)
+    for net in made.nets.values():
+        with torch.no_grad():
+            net.gains[list(net.config.branches).index("mel") - 1] = 0.0  # type: ignore[index, union-attr]
+    return made
 
 
 def vocals_left_db(rest: Tensor, vocals: Tensor) -> float:
     """Level of the true vocals in the estimated accompaniment: its projection on the true stem, dB."""
     share = float((rest * vocals).sum() / vocals.square().sum())
     return 20 * math.log10(max(abs(share), 1e-6))
+
+
+def scored(song: Song, systems: dict[str, System]) -> dict[str, tuple[float, float, float]]:
+    """Of each system: SDR of the vocals, of the accompaniment, and how much of the voice is left in it."""
+    truth = song.read()
+    vocals, rest = (targets(truth)[target] for target in ("vocals", "accompaniment"))
+    figures = {}
+    for name, system in systems.items():
+        vocals_hat, rest_hat = system(truth.mixture, vocals, rest, truth.sample_rate)
+        figures[name] = (
+            median_sdr(vocals, vocals_hat, truth.sample_rate),
+            median_sdr(rest, rest_hat, truth.sample_rate),
+            vocals_left_db(rest_hat, vocals),
+        )
+    return figures
+
+
+def row(corpus: str, name: str, values: list[tuple[float, float, float]]) -> list[str]:
+    cells = [corpus, name]
+    vocals, rest, left = (np.array(column) for column in zip(*values, strict=True))
+    for column in (vocals, rest):
+        low, high = bootstrap_interval(column)
+        cells += [f"{np.nanmedian(column):.2f} ({low:.2f} to {high:.2f})", f"{np.nanmean(column):.2f}"]
+    return [*cells, f"{-np.median(left):.1f}"]
 
 
 def main() -> None:
@@ -55,60 +101,49 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     arguments = parser.parse_args()
     model = umx_ext.load(arguments.model)
-
-    def ours(niter: int) -> Callable[..., Estimate]:
-        def run(mixture: Tensor, *_: Tensor) -> Estimate:
-            stems = model.separate(mixture, 44100, umx_ext.Options(niter=niter))
-            return stems["vocals"], stems["accompaniment"]
-
-        return run
-
     default = model.config.niter
-    systems: dict[str, Callable[..., Estimate]] = {
+    other = 0 if default else 1
+    systems: dict[str, System] = {
         "mixture / 2 (trivial)": baseline("mixture/2"),
         "centre cancel (trivial)": centre_cancel,
-        **{
-            f"umx_ext, {'plain mask' if niter == 0 else f'{niter} Wiener iteration' + 's' * (niter > 1)}"
-            + (" (default)" if niter == default else ""): ours(niter)
-            for niter in (0, 1, 2)
-        },
-        "oracle: true magnitudes, 1 Wiener iteration": baseline("MWF"),
+        "**umx_ext**": separated(model),
+        f"umx_ext, {'one Wiener iteration' if other else 'plain mask'}": separated(model, other),
+        "umx_ext, mel branch off": separated(without_mel(model)),
+        "oracle: true magnitudes, one Wiener iteration": baseline("MWF"),
     }
-    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in systems}
-    names = []
-    for song in find_songs(arguments.data / "musdb18-7", arguments.subset):
-        names.append(song.name)
-        truth = song.read()
-        mixture = truth.mixture
-        vocals, rest = (targets(truth)[target] for target in ("vocals", "accompaniment"))
-        for name, system in systems.items():
-            vocals_hat, rest_hat = system(mixture, vocals, rest)
-            figures[name].append(
-                (
-                    median_sdr(vocals, vocals_hat, 44100),
-                    median_sdr(rest, rest_hat, 44100),
-                    vocals_left_db(rest_hat, vocals),
-                )
-            )
-        print(f"{len(names)} {names[-1]}", file=sys.stderr)
-    rows = []
-    for name, values in figures.items():
-        medians, means = np.nanmedian(values, axis=0), np.nanmean(values, axis=0)
-        rows.append([name, f"{medians[0]:.2f}", f"{medians[1]:.2f}", f"{means[0]:.2f}", f"{-medians[2]:.1f}"])
-    worst = sorted(zip(next(v for k, v in figures.items() if "default" in k), names, strict=True))[:5]
+    if "mel" not in model.config.branches[1:]:
+        del systems["umx_ext, mel branch off"]
+    rows, songs = [], {}
+    for corpus in ("musdb18-7", "mir1k"):
+        if corpus == "mir1k":
+            if arguments.subset == "valid":
+                continue
+            del systems["centre cancel (trivial)"]  # it is mono
+        figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in systems}
+        for song in find_songs(arguments.data / corpus, arguments.subset):
+            found = scored(song, systems)
+            songs[f"{corpus}/{song.name}"] = found["**umx_ext**"]
+            for name, values in found.items():
+                figures[name].append(values)
+            print(f"{len(songs)} {corpus}/{song.name} {found['**umx_ext**'][0]:.2f}", file=sys.stderr)
+        rows += [row(f"{corpus}, {len(values)} songs", name, values) for name, values in figures.items()]
+    named = [(values[0], name) for name, values in songs.items() if name.startswith("musdb")]
     table = {
         "columns": [
+            f"{arguments.subset} part of",
             "estimate",
-            "vocals SDR, dB",
-            "accompaniment SDR, dB",
-            "vocals SDR, mean over songs, dB",
+            "vocals SDR, median (95 % interval), dB",
+            "mean, dB",
+            "accompaniment SDR, median (95 % interval), dB",
+            "mean, dB",
             "true vocals in the accompaniment, dB down",
         ],
         "rows": rows,
-        "note": f"{len(names)} seven-second songs of MUSDB18's {arguments.subset} part: median over one-second frames, "
-        "then over songs (column 4: mean over songs). Not comparable with scores on full songs. The worst "
-        "five of the default: " + ", ".join(f"{name} ({value[0]:.1f})" for value, name in worst) + ".",
-        "songs": {name: values for name, values in zip(names, zip(*figures.values(), strict=True), strict=True)},
+        "note": "MUSDB18's 7-second sample, MIR-1K's mono clips: median over one-second frames, then over songs. Not "
+        "comparable with scores on full songs. The worst five of MUSDB18: "
+        + ", ".join(f"{name.partition('/')[2]} ({value:.1f})" for value, name in sorted(named)[:5])
+        + ".",
+        "songs": songs,
         "machine": machine(),
     }
     print(render(table))
