@@ -65,8 +65,8 @@ def main() -> None:
             "mean, dB",
         ],
         "rows": rows,
-        "note": f"{counts['valid']} validation and {counts['test']} test songs of MUSDB18's 7-second sample; the former "
-        f"chose the default. {machine()}.",
+        "note": f"{counts['valid']} validation and {counts['test']} test songs of MUSDB18's 7-second sample; the "
+        f"default is what the former chose. {machine()}.",
     }
     print(render(table))
     if arguments.model is None:
