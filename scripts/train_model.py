@@ -9,32 +9,40 @@ goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from umx_ext.cli import keep_memory
 from umx_ext.separation.config import Config
-from umx_ext.training.fit import Progress, fit
+from umx_ext.training.fit import Progress, fit, replay
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.tracks import Pack, pack
 
 SPEEDS = (0.92, 1.0, 1.087)  # about a semitone and a half either way
 CONFIG = Config(branches=("linear-log", "mel"), hidden=256, mask="sigmoid")
-RUNS: dict[str, tuple[TrainOptions, dict[str, Any]]] = {
-    "first": (TrainOptions(steps=2600), {"mir1k_vocals": 0.15}),
-    "second": (TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1), {"mir1k_vocals": 0.4}),
-}
+FIRST = TrainOptions(steps=2600), {"mir1k_vocals": 0.15}
+PLANNED, SHORTENED_AT = 4200, 1500  # the first run was to be longer; what it had learnt until then is part of the model
+SECOND = (
+    TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1),
+    {"mir1k_vocals": 0.4},
+)
+
+
+class Enough(Exception):
+    """Raised to end a run."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--replay", type=int, metavar="N", help="print the losses of its first N steps, and no more")
     arguments = parser.parse_args()
     keep_memory()
 
@@ -42,15 +50,26 @@ def main() -> None:
     if not (store / "index.json").exists():
         roots = [arguments.data / "musdb18-7", arguments.data / "mir1k"]
         pack(roots, store, speeds=SPEEDS, progress=lambda done, total: show(f"decoding {done}/{total}"))
-    before: Path | None = None
-    for name, (options, draws) in RUNS.items():
-        folder = arguments.run / name
-        initial = None if before is None else start_as(before / "last.pt")
-        print(
-            f"\n{name} run, best:",
-            fit(Pack(store), CONFIG, options, folder, draws=draws, initial=initial, progress=Line()),
-        )
-        before = folder
+    packed = Pack(store)
+    options, draws = FIRST
+    planned = dataclasses.replace(options, steps=PLANNED)
+    if arguments.replay:
+        losses = replay(packed, CONFIG, planned, arguments.replay, draws=draws)
+        print("step,loss", *(f"{step},{loss:.6f}" for step, loss in enumerate(losses, start=1)), sep="\n")
+        return
+    first, second = arguments.run / "first", arguments.run / "second"
+    if steps_done(first) < SHORTENED_AT:
+        with contextlib.suppress(Enough):
+            fit(packed, CONFIG, planned, first, draws=draws, progress=Line(until=SHORTENED_AT))
+    print("\nfirst run:", fit(packed, CONFIG, options, first, draws=draws, progress=Line()))
+    options, draws = SECOND
+    best = fit(packed, CONFIG, options, second, draws=draws, initial=start_as(first / "last.pt"), progress=Line())
+    print("\nsecond run:", best)
+
+
+def steps_done(folder: Path) -> int:
+    checkpoint = folder / "last.pt"
+    return torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0
 
 
 def start_as(checkpoint: Path):
@@ -65,8 +84,8 @@ def start_as(checkpoint: Path):
 class Line:
     """A line that tells of the run, written over by the next."""
 
-    def __init__(self) -> None:
-        self.started, self.first = time.monotonic(), -1
+    def __init__(self, until: int | None = None) -> None:
+        self.started, self.first, self.until = time.monotonic(), -1, until
 
     def __call__(self, now: Progress) -> None:
         self.first = now.step if self.first < 0 else self.first
@@ -75,6 +94,8 @@ class Line:
         show(f"step {now.step}/{now.steps}  loss {now.loss:.4f}  {seconds:.2f} s/step  {left:.0f} min left")
         if now.score is not None:
             print(f"\nvalid: vocals {now.score.target_sdr_db:.3f} dB, accompaniment {now.score.rest_sdr_db:.3f} dB")
+        if now.step == self.until:
+            raise Enough
 
 
 def show(line: str) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from tests.toy_store import CONFIG, RATE
 from umx_ext.errors import MissingExtraError, UsageError
-from umx_ext.training.fit import dry_run, fit
+from umx_ext.training.fit import dry_run, fit, replay
 from umx_ext.training.losses import LOSSES
 from umx_ext.training.options import SCHEDULES, TrainOptions
 from umx_ext.training.tracks import Pack, pack
@@ -50,6 +50,20 @@ def test_a_killed_run_is_the_same_to_the_bit_under_every_schedule(store, tmp_pat
     whole, killed = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed"))
     for part in ("net", "averaged"):
         assert all(torch.equal(whole[part][key], killed[part][key]) for key in whole[part])
+
+
+def test_a_replay_has_the_losses_of_the_run(store, tmp_path):
+    losses = []
+    fit(
+        Pack(store),
+        CONFIG,
+        dataclasses.replace(OPTIONS, steps=6),
+        tmp_path,
+        progress=lambda now: losses.append(now.loss),
+    )
+    state = torch.get_rng_state()
+    assert replay(Pack(store), CONFIG, dataclasses.replace(OPTIONS, steps=6), 4) == losses[:4]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_without_averaging_what_is_shipped_is_the_network(store, tmp_path):

@@ -35,7 +35,7 @@ from umx_ext.training.schedule import learning_rate, worn_out
 from umx_ext.training.tracks import Pack
 from umx_ext.training.validation import Score, as_channels, peak_memory_mb, validate, validation_songs
 
-__all__ = ["DryRun", "Progress", "batch_of", "build_network", "dry_run", "fit"]
+__all__ = ["DryRun", "Progress", "batch_of", "build_network", "dry_run", "fit", "replay"]
 
 STATISTICS_EXAMPLES = 64
 LEAST_SUM = 1e-8
@@ -178,6 +178,22 @@ def dry_run(
         device=str(place),
         precision=run.precision,
     )
+
+
+def replay(
+    pack: Pack, config: Config, options: TrainOptions, steps: int, *, draws: Draws | None = None, device: str = "cpu"
+) -> list[float]:
+    """The losses of a run's first steps, of which nothing is kept: what a log of it must begin with.
+
+    Raises:
+        UsageError: as `fit`.
+    """
+    with _own_random_numbers(torch.device(device)):
+        run = _Run(pack, config, options, None, draws or {}, None, torch.device(device), Group())
+        batches = run.batches(0)
+        losses = [run.step(step, next(batches)) for step in range(steps)]
+        batches.close()
+    return losses
 
 
 def _own_random_numbers(place: torch.device) -> AbstractContextManager[None]:

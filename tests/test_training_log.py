@@ -1,0 +1,69 @@
+"""The logs of the runs that made the embedded model: what they say can be had again."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import umx_ext
+from umx_ext.separation import pretrained
+from umx_ext.training.fit import replay
+from umx_ext.training.tracks import Pack, pack
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = Path(umx_ext.__file__).parent / "weights" / "umx_ext.safetensors"
+
+
+def rows(name: str) -> list[dict[str, float]]:
+    with (ROOT / "docs" / name).open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("train_model", ROOT / "scripts" / "train_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_model_comes_from_the_second_run_as_the_script_has_it():
+    metadata, (options, draws) = pretrained.read_metadata(FILE), script().SECOND
+    said = json.loads(metadata["options"])
+    for name in ("loss", "learning_rate", "batch", "excerpt_s", "remix", "seed", "ema"):
+        assert said[name] == getattr(options, name), name
+    assert json.loads(metadata["draws"]) == draws
+    log = {row["step"]: row for row in rows("training_log_second.csv")}
+    step = float(metadata["steps"])
+    assert log[step]["valid_vocals_sdr_db"] == pytest.approx(float(metadata["valid_sdr_db"]), abs=1e-3)
+    assert len(rows("training_log_first.csv")) >= 6
+
+
+@pytest.fixture(scope="module")
+def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("store")
+    pack([data / "musdb18-7", data / "mir1k"], target, speeds=script().SPEEDS)
+    return target
+
+
+def test_the_first_steps_of_the_first_run_are_those_of_its_log(store: Path):
+    """And not those of any run: with another seed they differ by far more than arithmetic does."""
+    module = script()
+    options, draws = module.FIRST
+    planned = module.dataclasses.replace(options, steps=module.PLANNED)
+    logged = [row["loss"] for row in rows("training_first_steps.csv")]
+    assert len(logged) >= 20
+    found = replay(Pack(store), module.CONFIG, planned, 20, draws=draws)
+    other = replay(Pack(store), module.CONFIG, module.dataclasses.replace(planned, seed=5), 3, draws=draws)
+    assert np.abs(np.array(found) / logged[:20] - 1).max() < 2e-3
+    assert np.abs(np.array(other) / logged[:3] - 1).max() > 1e-2
+
+
+def test_the_store_is_the_one_the_model_was_trained_with(store: Path):
+    assert Pack(store).data_sha256 == pretrained.read_metadata(FILE)["data_sha256"]
+    assert torch.get_default_dtype() == torch.float32
