@@ -3,12 +3,13 @@
 SONG is tiled and cut into N WAV files of six seconds, which go through `umx-ext separate FOLDER` with the embedded
 model; the same minutes go through it as one file, in turn. What a file costs beside the work on its samples is the
 difference of the two over N. The start is a file of one second, from the call of the command to its end. Each run is a
-process of its own with two threads. Writes `docs/bulk.json` and the tables.
+process of its own, with as many threads as torch takes. Writes `docs/bulk.json` and the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
@@ -42,6 +43,7 @@ def main() -> None:
                 separate = ["-m", "umx_ext", "separate", "-q", "-o", str(out), *words]
                 command = separate if words else ["-c", "import torch"]
                 seconds[name].append(measured(command)[0])
+                shutil.rmtree(out, ignore_errors=True)
                 print(f"{turn + 1}/{arguments.rounds} {name}: {seconds[name][-1]:.2f} s", file=sys.stderr)
     rows = []
     for name, taken in seconds.items():

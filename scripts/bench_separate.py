@@ -101,7 +101,11 @@ def main() -> None:
                         job,
                         TITLES[system],
                         f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})",
-                        "1" if system == "open-unmix" else f"**{speed:.1f}x**" if apart else f"{speed:.2g}x",
+                        "1"
+                        if system == "open-unmix"
+                        else f"**{speed:.1f}x**"
+                        if apart
+                        else f"{speed:.{2 * (speed < 1)}f}x",
                         f"{peak:.0f}",
                         apart,
                     ]
@@ -111,7 +115,8 @@ def main() -> None:
         "columns": ["job", "system", "seconds", "speed", "peak memory, MB", "difference from open-unmix, dB"],
         "rows": rows,
         "note": f"Four minutes of stereo at 44.1 kHz, the same random weights (open-unmix's size), {THREADS} threads, "
-        f"{arguments.rounds} runs each in turn; seconds are medians (range), speed is the median ratio of paired runs, "
+        f"{arguments.rounds} runs each in turn (of Demucs, which has weights of its own, one); seconds are medians "
+        "(range), speed is the median ratio of paired runs, "
         "memory the peak of the whole process, the difference the RMS of the stems' difference beside the mixture's. "
         f"{machine()}.",
         "runs": detail,

@@ -57,7 +57,7 @@ def separated(model: umx_ext.Separator, niter: int | None = None) -> System:
 
 def without_mel(model: umx_ext.Separator) -> umx_ext.Separator:
     """The same model with the gain of its mel branch at zero."""
-    made = copy.deepcopy(model)
+    made = copy.deepcopy(model).train(False)  # which also drops the weights that an engine may have folded
     for net in made.nets.values():
         with torch.no_grad():
             net.gains[list(net.config.branches).index("mel") - 1] = 0.0  # type: ignore[index, union-attr]
@@ -108,11 +108,10 @@ def main() -> None:
         "centre cancel (trivial)": centre_cancel,
         "**umx_ext**": separated(model),
         f"umx_ext, {'one Wiener iteration' if other else 'plain mask'}": separated(model, other),
-        "umx_ext, mel branch off": separated(without_mel(model)),
-        "oracle: true magnitudes, one Wiener iteration": baseline("MWF"),
     }
-    if "mel" not in model.config.branches[1:]:
-        del systems["umx_ext, mel branch off"]
+    if "mel" in model.config.branches[1:]:
+        systems["umx_ext, mel branch off"] = separated(without_mel(model))
+    systems["oracle: true magnitudes, one Wiener iteration"] = baseline("MWF")
     rows, songs = [], {}
     for corpus in ("musdb18-7", "mir1k"):
         if corpus == "mir1k":

@@ -26,10 +26,10 @@ from umx_ext.training.tracks import Pack, pack
 
 SPEEDS = (0.92, 1.0, 1.087)  # about a semitone and a half either way
 CONFIG = Config(branches=("linear-log", "mel"), hidden=256, mask="sigmoid")
-FIRST = TrainOptions(steps=2600), {"mir1k_vocals": 0.15}
+FIRST = TrainOptions(steps=2600, precision="float32"), {"mir1k_vocals": 0.15}
 PLANNED, SHORTENED_AT = 4200, 1500  # the first run was to be longer; what it had learnt until then is part of the model
 SECOND = (
-    TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1),
+    TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1, precision="float32"),
     {"mir1k_vocals": 0.4},
 )
 
@@ -42,6 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "--network", default="umx_ext", help="openunmix: the real one, the same steps at twice the rate, to compare"
+    )
     parser.add_argument("--replay", type=int, metavar="N", help="print the losses of its first N steps, and no more")
     arguments = parser.parse_args()
     keep_memory()
@@ -50,20 +53,26 @@ def main() -> None:
     if not (store / "index.json").exists():
         roots = [arguments.data / "musdb18-7", arguments.data / "mir1k"]
         pack(roots, store, speeds=SPEEDS, progress=lambda done, total: show(f"decoding {done}/{total}"))
-    packed = Pack(store)
-    options, draws = FIRST
+    packed, config = Pack(store), CONFIG
+    (options, draws), (further, other_draws) = FIRST, SECOND
+    if arguments.network == "openunmix":  # whose best rate is twice ours, by the ablation
+        config = dataclasses.replace(CONFIG, branches=("linear",), mask="relu")
+        options, further = (
+            dataclasses.replace(one, network="openunmix", learning_rate=2 * one.learning_rate)
+            for one in (options, further)
+        )
     planned = dataclasses.replace(options, steps=PLANNED)
-    if arguments.replay:
-        losses = replay(packed, CONFIG, planned, arguments.replay, draws=draws)
+    if arguments.replay is not None:
+        losses = replay(packed, config, planned, arguments.replay, draws=draws)
         print("step,loss", *(f"{step},{loss:.6f}" for step, loss in enumerate(losses, start=1)), sep="\n")
         return
     first, second = arguments.run / "first", arguments.run / "second"
     if steps_done(first) < SHORTENED_AT:
         with contextlib.suppress(Enough):
-            fit(packed, CONFIG, planned, first, draws=draws, progress=Line(until=SHORTENED_AT))
-    print("\nfirst run:", fit(packed, CONFIG, options, first, draws=draws, progress=Line()))
-    options, draws = SECOND
-    best = fit(packed, CONFIG, options, second, draws=draws, initial=start_as(first / "last.pt"), progress=Line())
+            fit(packed, config, planned, first, draws=draws, progress=Line(until=SHORTENED_AT))
+    print("\nfirst run:", fit(packed, config, options, first, draws=draws, progress=Line()))
+    start = start_as(first / "last.pt")
+    best = fit(packed, config, further, second, draws=other_draws, initial=start, progress=Line())
     print("\nsecond run:", best)
 
 

@@ -741,9 +741,10 @@ def test_models_export_checks_on_a_song_what_it_writes(run: Run, model: str, tmp
     assert re.fullmatch(r"out\.onnx  0\.\d MB, -1\d\d dB off the model on 1 s of song\.wav\n", answer.out), answer.out
     assert run("models", "export", model, "-o", "out.onnx").code == 6
     answer = run("models", "export", model, "-o", "out.onnx", "--if-exists", "overwrite")
-    assert answer.code == 0 and "10 s of a synthesised song" in answer.out
+    assert answer.code == 0 and "10 s of synthesised sound" in answer.out
     assert run("models", "export", model, "--song", "none.wav", "-o", "other.onnx").code == 4
     assert run("models", "export", "nothing").code == 3
+    assert run("models", "export", model, "-o", "no_folder/out.onnx").code == 6
     assert not (tmp_path / "other.onnx").exists()
 
 

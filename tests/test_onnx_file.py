@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from umx_ext.errors import ModelError, OutputError
+from umx_ext.errors import AudioError, MissingExtraError, ModelError, OutputError
 from umx_ext.separation import onnx_file
 from umx_ext.separation.branches import BRANCHES, Linear
 from umx_ext.separation.config import FUSIONS, Config
@@ -98,11 +98,32 @@ def test_a_file_is_checked_before_it_is_kept(tmp_path: Path, monkeypatch: pytest
 
 
 def test_nan_is_no_small_difference(tmp_path: Path) -> None:
-    made = separator(SMALL)
+    made = separator(CONFIGS["two stems that share a branch"])
     with torch.no_grad():
         made.nets["vocals"].bn3.bias.fill_(torch.nan)
     with pytest.raises(ModelError, match="nan dB off"):
         onnx_file.export(made, tmp_path / "model.onnx", sound(SMALL))
+
+
+@pytest.mark.parametrize(
+    "waveform", [torch.zeros(2, 800), torch.full((2, 800), torch.nan), torch.ones(1, 800), torch.ones(2, 0)]
+)
+def test_what_cannot_show_a_difference_is_refused(tmp_path: Path, waveform: Tensor) -> None:
+    with pytest.raises(AudioError):
+        onnx_file.export(separator(SMALL), tmp_path / "model.onnx", waveform)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_separator_in_training_stays_as_it_is(tmp_path: Path) -> None:
+    made = separator(SMALL).train().double()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    assert onnx_file.export(made, tmp_path / "model.onnx", sound(SMALL)) < -110
+    assert made.training and all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+
+
+def test_a_stem_cannot_have_the_inputs_name() -> None:
+    with pytest.raises(ModelError, match="'magnitude'"):
+        onnx_file.to_onnx(separator(dataclasses.replace(SMALL, stems=("magnitude",))))
 
 
 def test_a_file_that_is_there_is_replaced_only_if_asked(tmp_path: Path) -> None:
@@ -131,5 +152,5 @@ def test_a_branch_of_somebodys_own_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_onnx_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match=r"onnxruntime, which is not installed; pip install \"umx-ext\[onnx\]\""):
+    with pytest.raises(MissingExtraError, match=r"onnxruntime, which cannot be imported .*umx-ext\[onnx\]"):
         onnx_file.export(separator(SMALL), tmp_path / "model.onnx", sound(SMALL))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +32,14 @@ WARM = 300  # frames that a lane of the recurrence runs before its own
 def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Counts what goes through torch: frames transformed, steps and rows of LSTMs, rows of matrix products."""
     seen: Counter[str] = Counter()
+    lock = threading.Lock()  # workers count at the same time
 
     def counted(holder: object, name: str, note) -> None:
         original = getattr(holder, name)
 
         def noting(*arguments, **settings):
-            note(*arguments)
+            with lock:
+                note(*arguments)
             return original(*arguments, **settings)
 
         monkeypatch.setattr(holder, name, noting)

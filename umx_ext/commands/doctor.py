@@ -31,6 +31,7 @@ CORE = ("torch", "numpy", "soundfile", "soxr", "av", "safetensors", "scipy", "cy
 # What each is for, and what mends it. torchaudio and openunmix only work with a torch of their own version, so they
 # are installed as the set that pip resolves.
 RESEARCH = "pip install 'umx-ext[research]'"
+ONNX = "pip install 'umx-ext[onnx]'"
 EXTRAS = {
     "matplotlib": ("--plot", "pip install matplotlib"),
     "torchaudio": ("research", RESEARCH),
@@ -40,6 +41,8 @@ EXTRAS = {
     "museval": ("research", RESEARCH),
     "norbert": ("research", RESEARCH),
     "tensorboard": ("research", RESEARCH),
+    "onnx": ("models export", ONNX),
+    "onnxruntime": ("models export", ONNX),
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from umx_ext.codecs.formats import shown
 from umx_ext.commands.fetching import Downloads, ask_for_acceptance
 from umx_ext.commands.terminal import Terminal
 from umx_ext.errors import ModelError
@@ -169,7 +170,7 @@ def export(
     ] = None,
     song: Annotated[
         Path | None,
-        Parameter(name="--song", help="Song to check the file on [default: a synthesised one].", show_default=False),
+        Parameter(name="--song", help="Song to check the file on [default: synthesised sound].", show_default=False),
     ] = None,
     if_exists: Annotated[
         Literal["error", "overwrite"], Parameter(name="--if-exists", help="What to do about a file that is there.")
@@ -179,21 +180,26 @@ def export(
 ) -> int:
     """Write a model's networks as an ONNX file: magnitude spectrogram in, stems' magnitudes out.
 
-    The file is run by onnxruntime on a minute of a song before it is kept, and must find there what the model finds.
+    The file is run by onnxruntime on a minute of your song, or on some synthesised sound, before it is kept, and must
+    find there what the model finds.
     """
+    from umx_ext import audio
     from umx_ext.separation import onnx_file
 
-    path = output or Path(f"{Path(model).stem or model}.{to}")
+    path, overwrite = output or Path(f"{Path(model).stem or model}.{to}"), if_exists == "overwrite"
+    onnx_file.require(path, overwrite=overwrite)
     if model in pretrained.MODELS:
         ask_for_acceptance(model, accepted=accept_license)
     with Terminal(progress=not quiet) as terminal, Downloads(terminal) as progress:
+        if song is not None:
+            audio.probe(song)
         separator = pretrained.load(model, progress=progress)
         waveform = _excerpt(song, separator.config)
-        found = onnx_file.export(separator, path, waveform, overwrite=if_exists == "overwrite")
-    on = "a synthesised song" if song is None else str(song)
+        found = onnx_file.export(separator, path, waveform, overwrite=overwrite)
+    on = "synthesised sound" if song is None else shown(song)
     seconds = waveform.shape[-1] / separator.config.sample_rate
     terminal.result(
-        f"{path}  {path.stat().st_size / 1e6:.1f} MB, {found:.0f} dB off the model on {seconds:.0f} s of {on}"
+        f"{shown(path)}  {path.stat().st_size / 1e6:.1f} MB, {found:.0f} dB off the model on {seconds:.0f} s of {on}"
     )
     return 0
 

@@ -49,8 +49,8 @@ class Config:
         fusion: what the decoder sees of several branches. ``"add"``: the sum of their concatenations ``[encoder
             output, BLSTM output]``; ``"concat"``: all of them side by side; ``"lstm-add"``: the sum of the BLSTM
             outputs, beside the encoder output of the first branch alone. Of one branch it is the same.
-        filter_power: exponent of the masks that the Wiener filter starts from, above 0, at most 1. With 1 a mask is a
-            stem's share of the amplitude, as open-unmix has it. With 0.5 it is its share of the power: where a stem and
+        filter_power: exponent of the masks that the Wiener filter starts from, 0.1 to 1. With 1 a mask is a stem's
+            share of the amplitude, as open-unmix has it. With 0.5 it is its share of the power: where a stem and
             the rest come from the same direction, the filter then gives the mask back instead of a sharper one.
     """
 
@@ -99,8 +99,8 @@ class Config:
                 raise ModelError(f"expected {name} above 0, got {value}")
         if self.n_fft % 2 or self.n_fft % self.hop or self.n_fft < 2 * self.hop:
             raise ModelError(f"n_fft ({self.n_fft}) must be even and 2 or more times the hop ({self.hop})")
-        if not 0 < self.filter_power <= 1:
-            raise ModelError(f"expected a filter_power above 0 and at most 1, got {self.filter_power}")
+        if not 0.1 <= self.filter_power <= 1:
+            raise ModelError(f"expected a filter_power from 0.1 to 1, got {self.filter_power}")
         if self.niter < 0:
             raise ModelError(f"expected niter of 0 or more, got {self.niter}")
         if self.hidden % 2:

@@ -8,6 +8,7 @@ and the Wiener filter stay outside; what the spectrogram must be like is in the 
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -21,14 +22,14 @@ from torch import Tensor
 
 from umx_ext.codecs.files import discard, rename
 from umx_ext.codecs.formats import shown
-from umx_ext.errors import ModelError, OutputError
+from umx_ext.errors import AudioError, MissingExtraError, ModelError, OutputError
 from umx_ext.separation.branches import AMPLITUDE_FLOOR, POWER_FLOOR, Branch, Linear, Mel, Mfcc
 from umx_ext.separation.config import Config
 from umx_ext.separation.engine import Chain, folded
 from umx_ext.separation.separator import Separator
 from umx_ext.spectral import stft
 
-__all__ = ["INPUT", "LARGEST_DB", "difference", "export", "to_onnx"]
+__all__ = ["INPUT", "LARGEST_DB", "difference", "export", "require", "to_onnx"]
 
 INPUT = "magnitude"
 LARGEST_DB = -90.0  # of a file that computes what the networks do: float32 sums in another order leave some -130
@@ -42,7 +43,7 @@ def export(separator: Separator, path: str | os.PathLike[str], waveform: Tensor,
     """Write the networks of a separator, after onnxruntime has run the file and found what they find.
 
     Args:
-        separator: whose networks; it must be on the CPU.
+        separator: whose networks, on any device and in either mode; it is not changed.
         path: of the file, which is written whole or not at all.
         waveform: `(channels, samples)`, what to run both on, at the separator's rate.
         overwrite: replace a file that is there.
@@ -51,14 +52,17 @@ def export(separator: Separator, path: str | os.PathLike[str], waveform: Tensor,
         Energy of the difference beside that of the networks' output, dB, for the worst stem; -inf where all are equal.
 
     Raises:
-        ModelError: onnx or onnxruntime is not there; the separator has a branch of somebody's own; the file does not
-            compute what the networks do.
+        MissingExtraError: onnx or onnxruntime cannot be imported.
+        ModelError: the separator has a branch of somebody's own; the file does not compute what the networks do.
+        AudioError: the waveform is of another shape, silent or not finite.
         OutputError: the file cannot be written, or is there already.
     """
-    _imported("onnxruntime")
     target, config = Path(path), separator.config
-    if os.path.lexists(target) and not overwrite:
-        raise OutputError(f"{shown(target)} is there already; give another name or allow overwriting")
+    require(target, overwrite=overwrite)
+    if waveform.dim() != 2 or len(waveform) != config.channels or not waveform.shape[1]:
+        raise AudioError(f"expected a waveform ({config.channels}, samples), got {tuple(waveform.shape)}")
+    if not waveform.isfinite().all() or not waveform.any():
+        raise AudioError("the sound to check the file on is silent or holds nan or infinity; give a song that sounds")
     content = to_onnx(separator)
     found = difference(content, separator, stft(waveform, config.n_fft, config.hop).abs()[None])
     if not found < LARGEST_DB:  # nan too
@@ -76,15 +80,33 @@ def export(separator: Separator, path: str | os.PathLike[str], waveform: Tensor,
     return found
 
 
+def require(path: Path, *, overwrite: bool) -> None:
+    """See whether a file could be exported there, before anything is fetched or computed for it.
+
+    Raises:
+        MissingExtraError: onnx or onnxruntime cannot be imported.
+        OutputError: no such folder, or the file is there already.
+    """
+    _imported("onnx")
+    _imported("onnxruntime")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{shown(path)} is there already; give another name or allow overwriting")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{shown(path)} cannot be written: there is no such folder; make it or give another path")
+
+
 def to_onnx(separator: Separator) -> bytes:
     """The networks of a separator as the content of an ONNX file.
 
     Its metadata have the separator's ``config`` and own ``metadata`` in JSON, and say in words what the ``input`` is.
 
     Raises:
-        ModelError: onnx is not there, or the separator has a branch of somebody's own.
+        MissingExtraError: onnx cannot be imported.
+        ModelError: the separator has a branch of somebody's own.
     """
     onnx, config = _imported("onnx"), separator.config
+    if INPUT in separator.nets:
+        raise ModelError(f"no stem can be named {INPUT!r} in an ONNX file: that is its input")
     graph = _Graph(onnx, config.channels, config.bins)
     for stem, net in separator.nets.items():
         graph.add_network(stem, net)
@@ -102,7 +124,7 @@ def to_onnx(separator: Separator) -> bytes:
         "config": json.dumps(config.to_dict()),
         "metadata": json.dumps(separator.metadata),
         "input": f"|STFT| at {config.sample_rate} Hz, not normalised, periodic Hann window of {config.n_fft} samples, "
-        f"hop {config.hop}",
+        f"hop {config.hop}, centred, reflected at both ends",
     }
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model)
@@ -116,7 +138,8 @@ def difference(content: bytes, separator: Separator, magnitude: Tensor) -> float
         As `export`.
 
     Raises:
-        ModelError: onnxruntime is not there, or cannot run the file.
+        MissingExtraError: onnxruntime cannot be imported.
+        ModelError: it cannot run the file.
     """
     runtime = _imported("onnxruntime")
     stems = list(separator.nets)
@@ -128,11 +151,13 @@ def difference(content: bytes, separator: Separator, magnitude: Tensor) -> float
     worst = -math.inf
     for stem, net in separator.nets.items():
         with torch.no_grad():
-            truth = net(magnitude).double()
+            truth = copy.deepcopy(net).to("cpu", torch.float32).eval()(magnitude).double()
         error = torch.from_numpy(found[stem]).double() - truth
         if error.any():
             found_db = 10 * math.log10(error.square().sum() / truth.square().sum().clamp_min(1e-30))
-            worst = worst if found_db <= worst else found_db  # not `max`, which a nan could hide from
+            if math.isnan(found_db):  # which no comparison would find
+                return found_db
+            worst = max(worst, found_db)
     return worst
 
 
@@ -149,7 +174,7 @@ class _Graph:
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add a node of one output; its name."""
-        name = output or f"{kind.lower()}_{len(self.nodes)}"
+        name = output or f"inner/{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name=f"node_{name}", **attributes))
         return name
 
@@ -159,7 +184,7 @@ class _Graph:
             array = np.array(values, np.int64)
         else:
             array = torch.as_tensor(values).detach().to("cpu", torch.float32).contiguous().numpy()
-        name = f"constant_{len(self.constants)}"
+        name = f"inner/constant_{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
@@ -244,6 +269,6 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ModelError(
-            f'ONNX files need the package {name}, which is not installed; pip install "umx-ext[onnx]"'
+        raise MissingExtraError(
+            f'ONNX files need the package {name}, which cannot be imported ({error}); pip install "umx-ext[onnx]"'
         ) from error

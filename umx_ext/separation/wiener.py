@@ -146,7 +146,7 @@ def shares(magnitudes: Tensor, whole: Tensor, power: float, *, residual: bool = 
         magnitudes: `(sources, ...)`, >= 0.
         whole: the mixture's, `(...)`. Masks are 1 where the magnitudes equal it, and all are 1 to the `power` where it
             is 0.
-        power: above 0; 1 changes nothing.
+        power: 0.1 to 1; 1 changes nothing.
         residual: append what is left to `whole`, at least 0: the filter is to be called without a residual then.
 
     Returns:

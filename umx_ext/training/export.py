@@ -76,6 +76,7 @@ def export(
         "seed": str(chosen["options"]["seed"]),
         "options": json.dumps(chosen["options"]),
         "draws": json.dumps(chosen["draws"]),
+        "initial": "weights of another run" if chosen.get("initial") else "random",
         "schedule": json.dumps(chosen["schedule"]),
         "valid_sdr_db": f"{chosen['sdr_db']:.3f}",
     }

@@ -6,6 +6,7 @@ The network is laid out frames-major and the losses use real arithmetic only. Al
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -181,19 +182,28 @@ def dry_run(
 
 
 def replay(
-    pack: Pack, config: Config, options: TrainOptions, steps: int, *, draws: Draws | None = None, device: str = "cpu"
+    pack: Pack,
+    config: Config,
+    options: TrainOptions,
+    steps: int,
+    *,
+    draws: Draws | None = None,
+    initial: Callable[[nn.Module], None] | None = None,
+    device: str = "cpu",
 ) -> list[float]:
     """The losses of a run's first steps, of which nothing is kept: what a log of it must begin with.
 
+    Nothing is validated, so what depends on scores (the schedule ``"plateau"``) is as before the first of them.
+
     Raises:
-        UsageError: as `fit`.
+        UsageError: as `fit`, or the run has no so many steps.
     """
+    if not 1 <= steps <= options.steps:
+        raise UsageError(f"expected 1 to {options.steps} steps, which the run has, got {steps}")
     with _own_random_numbers(torch.device(device)):
-        run = _Run(pack, config, options, None, draws or {}, None, torch.device(device), Group())
-        batches = run.batches(0)
-        losses = [run.step(step, next(batches)) for step in range(steps)]
-        batches.close()
-    return losses
+        run = _Run(pack, config, options, None, draws or {}, initial, torch.device(device), Group())
+        with contextlib.closing(run.batches(0)) as batches:
+            return [run.step(step, next(batches)) for step in range(steps)]
 
 
 def _own_random_numbers(place: torch.device) -> AbstractContextManager[None]:
