@@ -1,6 +1,6 @@
 """Many short files beside one long one, and the start of the command: python scripts/bench_bulk.py SONG [--files N]
 
-SONG is tiled and cut into N WAV files of six seconds, which go through `umx-ext separate FOLDER` with the embedded
+SONG is tiled and cut into N WAV files of six seconds, which go through `umx-ext separate -r FOLDER` with the embedded
 model; the same minutes go through it as one file, in turn. What a file costs beside the work on its samples is the
 difference of the two over N. The start is a file of one second, from the call of the command to its end. Each run is a
 process of its own, with as many threads as torch takes. Writes `docs/bulk.json` and the tables.
@@ -31,8 +31,8 @@ def main() -> None:
         whole, short, many = write(arguments.song, Path(folder), arguments.files)
         jobs = {
             "one file": [str(whole)],
-            f"{arguments.files} files": [str(many)],
-            f"{arguments.files} files, -j 2": [str(many), "-j", "2"],
+            f"{arguments.files} files": ["-r", str(many)],
+            f"{arguments.files} files, -j 2": ["-r", str(many), "-j", "2"],
             "a file of one second": [str(short)],
             "`import torch` alone": [],
         }

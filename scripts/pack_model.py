@@ -2,7 +2,8 @@
 
 Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the logs
 of both runs to `docs/`. The commits are the revisions whose trainer made the first and the second run. The averaged
-weights with the best median on the 14 validation songs are taken, or with `--last` those of the end of the second run.
+weights with the best median on the 14 validation songs are taken, or with `--last` those of the end of the second run,
+and averaged with those that the first run ended with.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("commit")
     parser.add_argument("--niter", type=int, default=1, help="iterations of the Wiener filter by default")
     parser.add_argument("--filter-power", type=float, default=0.5, help="exponent of the masks it starts from")
+    parser.add_argument("--blend", type=float, default=0.8, help="share of the second run's weights")
     parser.add_argument("--last", action="store_true", help="the end of the run instead of its best validation")
     arguments = parser.parse_args()
     first = torch.load(arguments.run / "first" / "last.pt", weights_only=True)
@@ -36,15 +38,20 @@ def main() -> None:
         "options": first["identity"]["options"],
     }
     chosen = chosen_of(arguments.run / "second", last=arguments.last)
+    state = {
+        name: torch.lerp(first["averaged"][name], values, arguments.blend) if values.is_floating_point() else values
+        for name, values in chosen["state"].items()
+    }
     target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
     export(
-        chosen,
+        chosen | {"state": state},
         target,
         niter=arguments.niter,
         filter_power=arguments.filter_power,
         metadata={
             "commit": arguments.commit,
             "first_run": json.dumps(before),
+            "blend": f"{arguments.blend:g} of this run's weights, the rest of those the first run ended with",
             "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
         },
     )

@@ -44,7 +44,7 @@ def test_its_card_and_licence_are_shown():
 
 
 def test_it_meets_its_bar_on_the_30_test_songs(model, data):
-    """Vocals 4.0 dB, accompaniment 8.3 dB (medians of one-second frames, then of songs), the voice 6 dB down."""
+    """Vocals 4.9 dB, accompaniment 8.8 dB (medians of one-second frames, then of songs), the voice 10 dB down."""
     vocals_sdr, rest_sdr, left_db, half = [], [], [], []
     for path in sorted((data / "musdb18-7" / "test").glob("*.stem.mp4")):
         mixture = audio.read(path, stream=0)[0]
@@ -60,16 +60,16 @@ def test_it_meets_its_bar_on_the_30_test_songs(model, data):
     assert len(vocals_sdr) == 30
     # The trivial row first: it shows that this is the protocol whose figures are known.
     assert np.median(half, axis=0) == pytest.approx([0.86, 4.38], abs=0.05)
-    assert np.median(vocals_sdr) >= 4.0
-    assert np.median(rest_sdr) >= 8.3
-    assert np.median(left_db) <= -6.0
+    assert np.median(vocals_sdr) >= 4.9
+    assert np.median(rest_sdr) >= 8.8
+    assert np.median(left_db) <= -10.0
 
 
 # SDR of the vocals and of the accompaniment, dB, of four seconds of three validation songs.
 PINNED = {
-    "Actions - One Minute Smile": (0.0, 0.0),
-    "Fergessen - Nos Palpitants": (0.0, 0.0),
-    "Young Griffo - Pennies": (0.0, 0.0),
+    "Actions - One Minute Smile": (5.43, 7.10),
+    "Fergessen - Nos Palpitants": (8.72, 6.60),
+    "Young Griffo - Pennies": (7.75, 12.17),
 }
 
 
@@ -90,7 +90,7 @@ def test_without_its_mel_branch_it_is_no_good(model, data):
     """The branch is not an ornament: with its gain at zero the same song loses more than 2 dB."""
     path = data / "musdb18-7" / "train" / "Young Griffo - Pennies.stem.mp4"
     mixture, vocals = (audio.read(path, stream=MUSDB_STREAMS[stem])[0] for stem in ("mixture", "vocals"))
-    without = copy.deepcopy(model)
+    without = copy.deepcopy(model).train(False)  # and drop what its engine has folded
     for net in without.nets.values():
         with torch.no_grad():
             net.gains.zero_()
@@ -109,7 +109,7 @@ def test_the_voice_of_a_real_song_comes_down(model, data):
 def test_instrumental_music_leaves_most_in_the_accompaniment(model, data):
     waveform, rate = audio.read(data / "songs" / "choice_drum_bass.ogg", start_s=20, duration_s=30)
     stems = model.separate(waveform, rate)
-    assert level_db(stems["vocals"]) - level_db(waveform) < -8
+    assert level_db(stems["vocals"]) - level_db(waveform) < -20
 
 
 @pytest.mark.parametrize("kind", ["silence", "loud", "square", "telephone", "noise"])

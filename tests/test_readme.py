@@ -46,7 +46,7 @@ def test_a_figure_changed_by_hand_is_noticed():
 
 
 def test_every_file_the_readme_names_exists():
-    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
     links += re.findall(r"python (scripts/\w+\.py)", "".join(PAGES.values()))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
