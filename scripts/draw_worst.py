@@ -2,7 +2,7 @@
 
 DATA holds `musdb18-7/`. A row is a song, named with its vocals SDR: the mixture, the true vocals, the vocals found, and
 where they differ: red is what was added, blue what was lost. 96 mel bands to 8 kHz, 60 dB below each song's loudest
-band. Writes `docs/worst.png`. Needs the extra `research`.
+band. Writes `docs/worst.jpg`. Needs the extra `research`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def main() -> None:
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0][1:], ("true vocals", "vocals found", "added (red), lost (blue)"), strict=True):
         axis.set_title(title, fontsize=9, loc="left")
-    target = ROOT / "docs" / "worst.png"
-    figure.savefig(target.with_suffix(".tmp.png"), dpi=70)
-    target.with_suffix(".tmp.png").replace(target)
+    target = ROOT / "docs" / "worst.jpg"
+    temporary = target.with_suffix(".tmp.jpg")
+    figure.savefig(temporary, dpi=70, pil_kwargs={"quality": 80})
+    temporary.replace(target)
     for sdr, name, _ in songs:
         print(f"{sdr:6.2f}  {name}")
 

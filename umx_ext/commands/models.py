@@ -206,19 +206,15 @@ def export(
 
 def _excerpt(song: Path | None, config: Config) -> Tensor:
     """`(channels, samples)` to check a file on: what lies around the middle of a song, or something like one."""
-    import torch
-
     from umx_ext import audio
     from umx_ext.resampling import resample
+    from umx_ext.training.validation import as_channels
 
     if song is None:
         return _made_up(config)
     length = audio.probe(song).duration_s or 0.0
     waveform, rate = audio.read(song, start_s=max(0.0, (length - CHECKED_S) / 2), duration_s=CHECKED_S)
-    waveform = resample(waveform, rate, config.sample_rate)
-    if len(waveform) != config.channels:
-        waveform = waveform.mean(dim=0, keepdim=True).repeat(config.channels, 1)
-    return torch.as_tensor(waveform)
+    return as_channels(resample(waveform, rate, config.sample_rate), config.channels)
 
 
 def _made_up(config: Config) -> Tensor:
