@@ -243,6 +243,23 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc, which this system has not")
+def test_an_interrupt_that_reaches_workers_while_they_import_is_left_to_the_first_process(
+    tmp_path: Path, model: str
+) -> None:
+    make_corpus(tmp_path / "root", ("Ann - One", "Bob - Two"), ("vocals", "accompaniment"))
+    running = process("--root", "root", "-n", model, "--metrics", "SDR", "-j", 2, cwd=tmp_path)
+    wait_for(lambda: len(children_of(running.pid)) >= 2, running)
+    for _ in range(20):  # over a second of their imports
+        for worker in children_of(running.pid):
+            os.kill(worker, signal.SIGINT)
+        time.sleep(0.05)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
+    assert "Traceback" not in out + err and "died" not in err
+    assert len(scores_in(tmp_path)) == 6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc, which this system has not")
 @pytest.mark.parametrize(
     ("number", "jobs"),
     [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGKILL, 2)],

@@ -14,9 +14,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +201,7 @@ def in_processes(plan: Plan, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
     left = list(tasks)
     died = False
     with _pool(plan, min(jobs, len(left))) as pool:
-        futures = {pool.submit(_work, task): task for task in left}
+        futures = {_submit(pool, task): task for task in left}
         for future in as_completed(futures):
             try:
                 outcome = future.result()
@@ -217,7 +218,7 @@ def in_processes(plan: Plan, tasks: Sequence[Task], jobs: int) -> Iterator[tuple
             while left:
                 task = left.pop(0)
                 try:
-                    outcome = pool.submit(_work, task).result()
+                    outcome = _submit(pool, task).result()
                     deaths = 0
                 except BrokenProcessPool:
                     deaths += 1
@@ -259,6 +260,22 @@ def _pool(plan: Plan, jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Outcome]:
+    """Submits it, for which the pool may start a worker: that begins with SIGINT blocked, as this thread has it.
+
+    Between its start and `_begin` a worker imports for seconds, and an interrupt would make it print a traceback. What
+    comes for this process meanwhile is kept, and raised at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return pool.submit(_work, task)
+    resource_tracker.ensure_running()  # who starts it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_work, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(plan: Plan, threads: int) -> None:
