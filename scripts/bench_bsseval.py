@@ -2,7 +2,8 @@
 
 DATA is a MUSDB18 root (its 7-second sample will do). Four minutes of stereo are made of its test songs one after the
 other, with oracle masks of the mixture as estimates: two targets and four. Each run is a process of its own with two
-threads; time counts from the arrays in memory to the figures, memory is the peak resident set of the whole process.
+threads; time counts from the arrays in memory (and from WAV files) to the figures, memory is the peak resident set of
+the whole process.
 Needs the extra `research`. Writes `docs/bsseval.json` and the README's table.
 
 With --agreement, every test song by itself instead: vocals and accompaniment as our model separates them, and four
@@ -52,15 +53,15 @@ def benchmark(data: Path, rounds: int) -> None:
         make_tracks(data, Path(temporary))
         for job in ("2 targets", "4 targets"):
             folder = Path(temporary, job)
-            runs: dict[str, list[dict[str, float]]] = {"museval": [], "own": []}
+            runs: dict[str, list[dict[str, float]]] = {"museval": [], "own": [], "files": []}
             for turn in range(rounds):
                 for engine in runs:
                     runs[engine].append(run(engine, folder))
                     print(f"{job} {turn + 1}/{rounds} {engine}: {runs[engine][-1]}", file=sys.stderr)
-            largest, missing = compare(load(folder, "own"), load(folder, "museval"))
-            pairs = zip(runs["own"], runs["museval"], strict=True)
-            ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-            for engine, title in (("museval", "museval 0.4.1"), ("own", "umx_ext")):
+            for engine, title in (("museval", "museval 0.4.1"), ("own", "umx_ext"), ("files", "umx_ext, WAV files")):
+                largest, missing = compare(load(folder, engine), load(folder, "museval"))
+                pairs = zip(runs[engine], runs["museval"], strict=True)
+                ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
                 seconds = [result["seconds"] for result in runs[engine]]
                 rows.append(
                     [
@@ -72,13 +73,18 @@ def benchmark(data: Path, rounds: int) -> None:
                         "" if engine == "museval" else f"{max(largest.values()):.0e}",
                     ]
                 )
-            detail[job] = {"runs": runs, "largest_difference_db": largest, "frames_of_which_only_one_is_nan": missing}
+                detail[f"{job}, {title}"] = {
+                    "runs": runs[engine],
+                    "largest_difference_db": largest,
+                    "frames_of_which_only_one_is_nan": missing,
+                }
     table = {
         "columns": ["job", "system", "seconds", "speed", "peak memory, MB", "largest difference, dB"],
         "rows": rows,
         "note": f"Four minutes of stereo at 44.1 kHz, {THREADS} threads, {rounds} runs each in turn; seconds are "
         "medians (range), speed is the median ratio of paired runs, memory the peak of the whole process, input "
-        f"included, the difference that of all figures below {ROUND_OFF_DB} dB. {machine()}.",
+        f"included (float32 arrays, or slices of WAV files as they are needed), the difference that of all figures "
+        f"below {ROUND_OFF_DB} dB. {machine()}.",
         "runs": detail,
     }
     print(render(table))
@@ -96,10 +102,16 @@ def child(engine: str, folder: Path) -> None:
     import numpy as np
     import torch
 
+    from umx_ext import audio
     from umx_ext.evaluation import bsseval
 
     torch.set_num_threads(THREADS)
-    references, estimates = (np.load(folder / f"{role}.npy") for role in ("references", "estimates"))
+    roles = ("references", "estimates")
+    if engine == "files":
+        files = [sorted(folder.glob(f"{role}*.wav")) for role in roles]
+        references, estimates = ([audio.Samples(path) for path in paths] for paths in files)
+    else:
+        references, estimates = (np.load(folder / f"{role}.npy") for role in roles)
     if engine == "museval":
         museval = bsseval._museval_metrics()  # without the package around it, which wants to see FFmpeg
         started = time.perf_counter()
@@ -170,6 +182,8 @@ def make_tracks(data: Path, folder: Path) -> None:
     import numpy as np
     import torch
 
+    from umx_ext import audio
+
     parts: dict[str, list] = {name: [] for name in STREAMS}
     paths, length = songs(data), 0
     while length < SECONDS * RATE:
@@ -185,6 +199,8 @@ def make_tracks(data: Path, folder: Path) -> None:
         for role, four in (("references", stems), ("estimates", estimates)):
             waveforms = four if targets == 4 else [four[0], sum(four[1:])]
             np.save(folder / job / f"{role}.npy", layout(waveforms))
+            for number, waveform in enumerate(waveforms):
+                audio.write(folder / job / f"{role}{number}.wav", waveform, RATE, bits="32f")
 
 
 def agreement(data: Path) -> None:

@@ -263,6 +263,33 @@ def test_blocks_of_any_size_join_to_the_whole(tmp_path: Path, name: str) -> None
         assert torch.equal(torch.cat(blocks, 1), whole)
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.aiff"])
+def test_a_file_is_sliced_like_the_array_that_another_reader_gives(tmp_path: Path, name: str) -> None:
+    wave_in = reference.tones(2, 9000, 44100).T
+    soundfile.write(tmp_path / name, wave_in, 44100, subtype="PCM_16")
+    whole, _ = soundfile.read(tmp_path / name, dtype="float32")
+    samples = audio.Samples(tmp_path / name)
+    assert samples.shape == whole.shape == (len(samples), 2) and samples.ndim == 2 and samples.sample_rate == 44100
+    kept = samples[100:200]
+    for part in (slice(8000, 8999), slice(0, 10), slice(-5, None), slice(8990, 10**9), slice(50, 40), slice(None)):
+        found = samples[part]
+        assert found.dtype == samples.dtype == np.float32 and found.shape == whole[part].shape
+        np.testing.assert_array_equal(found, whole[part])
+    np.testing.assert_array_equal(kept, whole[100:200])  # a later slice does not write over it
+    with pytest.raises(UsageError, match="without a step"):
+        samples[::2]
+    with pytest.raises(TypeError, match="slice"):
+        samples[3]  # type: ignore[index]
+
+
+def test_a_file_that_cannot_be_read_in_parts_is_refused(tmp_path: Path) -> None:
+    audio.write(tmp_path / "a.ogg", tones(2, 9000, 44100), 44100)
+    with pytest.raises(AudioError, match=r"a\.ogg.*wav, flac and aiff.*convert"):
+        audio.Samples(tmp_path / "a.ogg")
+    with pytest.raises(AudioError, match="does not exist"):
+        audio.Samples(tmp_path / "none.wav")
+
+
 def test_nan_and_infinity_are_named_with_their_position(tmp_path: Path) -> None:
     for value in (math.nan, -math.inf):
         values = tones(2, 600000, 44100).numpy()

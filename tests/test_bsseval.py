@@ -229,6 +229,32 @@ def test_float32_views_and_lists_score_as_one_float64_array():
     assert all(torch.equal(*pair) for pair in zip(columns, before, strict=True))
 
 
+class Slices:
+    """What is read slice by slice: h5py's datasets, `umx_ext.audio.Samples`."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape, self.most = array, array.shape, 0
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        found = self._array[part].copy()
+        self.most = max(self.most, len(found))
+        return found
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16])
+def test_what_is_read_slice_by_slice_scores_as_arrays_and_never_whole(kind):
+    references, estimates = scene()
+    estimates = estimates[:, :-3000]  # and padded
+    references, estimates = ((20000 * sources).astype(kind) for sources in (references, estimates))
+    expected = evaluate(references, estimates, RATE)
+    sources = [[Slices(source) for source in role] for role in (references, estimates)]
+    assert_equal(evaluate(*sources, RATE), expected, 0)
+    assert all(0 < source.most <= RATE for role in sources for source in role)
+    for engine in bsseval.ENGINES:
+        with pytest.raises(AudioError, match=r"\(targets, samples, channels\)"):
+            evaluate([Slices(references[0][:, 0])], estimates[:1], RATE, engine=engine)
+
+
 def test_the_engine_museval_is_museval(museval):
     references, estimates = scene()
     estimates = estimates[:, :-50]

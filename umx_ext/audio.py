@@ -39,6 +39,7 @@ __all__ = [
     "AudioWriter",
     "Format",
     "Resampler",
+    "Samples",
     "copy_tags",
     "cover",
     "probe",
@@ -178,6 +179,48 @@ class AudioReader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Samples:
+    """A file as an array `(samples, channels)` that is read where it is sliced: for work on parts of long files.
+
+    Args:
+        path: a file in which a part can be had without what comes before it: wav, flac, aiff, w64, rf64.
+
+    Attributes: shape; ndim; dtype (float32); sample_rate. ``samples[a:b]`` is a new array each time.
+
+    Raises AudioError: as `AudioReader`, or the format does not allow it.
+    """
+
+    ndim, dtype = 2, np.dtype(np.float32)
+
+    def __init__(self, path: str | os.PathLike[str]):
+        with AudioReader(path) as reader:  # it looks for what is damaged
+            self.path, self.sample_rate, length = reader.path, reader.sample_rate, reader.samples
+        self._source = open_source(self.path, 0)
+        if length is None or not self._source.seeks:
+            self._source.close()
+            raise AudioError(f"{shown(self.path)}: only parts of wav, flac and aiff files can be read; convert it")
+        self.shape = (length, self._source.channels)
+        weakref.finalize(self, self._source.close)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        if not isinstance(part, slice):
+            raise TypeError(f"expected a slice of samples, got {part!r}")
+        start, stop, step = part.indices(len(self))
+        wanted = max(stop - start, 0)
+        if step != 1:
+            raise UsageError(f"expected a slice without a step, got one of {step}")
+        if not wanted:
+            return np.empty((0, self.shape[1]), np.float32)
+        self._source.seek(start)
+        found = self._source.read(wanted).copy()
+        if len(found) < wanted:
+            raise AudioError(f"{shown(self.path)} is cut short or damaged at sample {start + len(found)}")
+        return found
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:

@@ -56,8 +56,11 @@ class Source(Protocol):
     bits: str
     format: str
     streams: int
+    seeks: bool  # to the sample, so that `seek` may be called
 
     def skip(self, samples: int) -> None: ...
+
+    def seek(self, position: int) -> None: ...
 
     def read(self, samples: int) -> np.ndarray: ...  # (up to samples, channels); empty at the end
 
@@ -89,6 +92,11 @@ class _NotThisDecoder(Exception):
 
 
 class _Decoding:
+    seeks = False
+
+    def seek(self, position: int) -> None:
+        raise NotImplementedError
+
     def skip(self, samples: int) -> None:
         while samples > 0 and len(block := self.read(min(samples, 1 << 16))):
             samples -= len(block)
@@ -125,7 +133,7 @@ class SoundfileSource(_Decoding):
         self.format = _format(self._file.format, subtype)
         self.streams = 1
         # libsndfile's seek gives values that differ in the 4th decimal in Opus, and wrong ones in Vorbis's last page.
-        self._exact_seek = subtype not in ("OPUS", "VORBIS") and "ADPCM" not in subtype
+        self.seeks = subtype not in ("OPUS", "VORBIS") and "ADPCM" not in subtype
         # Two reads that part within Opus's last packet give a wrong second half: the end is read in one piece.
         self._whole_end = 1 << 14 if subtype == "OPUS" else 0
         self._tail: np.ndarray | None = None
@@ -133,11 +141,14 @@ class SoundfileSource(_Decoding):
         self._buffer = np.empty((0, self.channels), np.float32)
 
     def skip(self, samples: int) -> None:
-        if not self._exact_seek:
+        if self.seeks:
+            self.seek(samples)
+        else:
             super().skip(samples)
-            return
+
+    def seek(self, position: int) -> None:
         try:
-            self._file.seek(samples)
+            self._file.seek(position)
         except self._errors:
             self._over = True  # cut short before that
 

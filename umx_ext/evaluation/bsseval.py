@@ -44,6 +44,7 @@ ENGINES = ("own", "museval")
 # Long enough that little of it is padding (511), short enough that the spectra of one second stay in the cache.
 _FFT = 2048
 _BLOCK = _FFT - TAPS + 1
+_PART = 1 << 20  # samples that are read at a time, where all of a channel is wanted
 
 # Terms of a form are rounded to about 3e-16 of their bound; an energy above this much of the bounds' sum is right to
 # better than 1e-5, whatever the signs of the roundings.
@@ -61,6 +62,7 @@ def evaluate(references: Any, estimates: Any, sample_rate: int, *, engine: str =
     Args:
         references: `(targets, samples, channels)`, float32 or float64: one array or tensor, or a sequence of
             `(samples, channels)`. None is changed; views (a transposed `(channels, samples)`) are as good as copies.
+            Of anything else with a shape (`umx_ext.audio.Samples`, say) slices are read when they are needed, twice.
         estimates: of the same targets in the same order. Longer than the references they are cut, shorter they are
             followed by silence.
         sample_rate: Hz; a frame is one second, a last partial frame is dropped. A track shorter than that is one frame.
@@ -92,8 +94,8 @@ def evaluate(references: Any, estimates: Any, sample_rate: int, *, engine: str =
 class _Track:
     """References and estimates, each `(samples, channels)`, and the cut into frames."""
 
-    references: list[Tensor]
-    estimates: list[Tensor]
+    references: list[_Signal]
+    estimates: list[_Signal]
     frame: int  # samples
     frames: int
 
@@ -106,7 +108,7 @@ class _Track:
         if found != channels:
             raise AudioError(f"the references have {channels} channels and the estimates {found}: bring them to one")
         frame = min(sample_rate, samples)
-        return cls(both[0], [signal[:samples] for signal in both[1]], frame, samples // frame)
+        return cls(both[0], [signal.cut(samples) for signal in both[1]], frame, samples // frame)
 
     @property
     def targets(self) -> int:
@@ -123,7 +125,7 @@ class _Track:
     def read(self, into: Tensor, start: int, stop: int) -> None:
         """Copy that part to the front of `(references' then estimates' channels, >= stop - start)`, zeros behind."""
         for at, signal in enumerate([*self.references, *self.estimates]):
-            part = signal[start:stop].mT
+            part = signal.part(start, stop).mT
             rows = into[at * self.channels : (at + 1) * self.channels]
             rows[:, : part.shape[1]] = part
             rows[:, part.shape[1] :] = 0
@@ -131,38 +133,65 @@ class _Track:
     def channel(self, number: int) -> np.ndarray:
         """All samples of one of the references' and then the estimates' channels, in float64."""
         source, channel = divmod(number, self.channels)
-        signal = [*self.references, *self.estimates][source][:, channel]
+        signal = [*self.references, *self.estimates][source]
         samples = torch.zeros(self.samples, dtype=torch.float64)
-        samples[: len(signal)] = signal
+        for start in range(0, signal.shape[0], _PART):
+            part = signal.part(start, start + _PART)[:, channel]
+            samples[start : start + len(part)] = part
         return samples.numpy()
 
     def silent_frames(self) -> Tensor:
         """`(frames,)`: whether any source is silent there."""
         silent = torch.zeros(self.frames, dtype=torch.bool)
         for signal in [*self.references, *self.estimates]:
-            sounding = torch.zeros(self.frames * self.frame, dtype=torch.bool)
-            length = min(len(signal), len(sounding))
-            # In the caller's precision and from left to right, as numpy adds them: other roundings could be 0.
-            total = reduce(torch.add, signal[:length].unbind(1))
-            torch.ne(total, 0, out=sounding[:length])
-            silent |= ~sounding.view(self.frames, self.frame).any(1)
+            for frame in range(self.frames):
+                # In the caller's precision and from left to right, as numpy adds them: other roundings could be 0.
+                part = signal.part(frame * self.frame, (frame + 1) * self.frame)
+                silent[frame] |= not reduce(torch.add, part.unbind(1)).any()
         return silent
 
 
-def _signals(sources: Any, role: str) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Signal:
+    """One reference or estimate: a tensor `(samples, channels)`, or something of that shape whose slices are read."""
+
+    source: Any
+    shape: tuple[int, int]
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Those of the samples that there are."""
+        samples = self.source[start : min(stop, self.shape[0])]
+        samples = samples if isinstance(samples, Tensor) else torch.from_numpy(_shareable(samples))
+        return samples if samples.is_floating_point() else samples.double()
+
+    def cut(self, samples: int) -> _Signal:
+        return _Signal(self.source, (min(samples, self.shape[0]), self.shape[1]))
+
+    def whole(self) -> np.ndarray:
+        return self.part(0, self.shape[0]).numpy()
+
+
+def _signals(sources: Any, role: str) -> list[_Signal]:
     found = []
     for source in sources:
-        signal = source.detach().cpu() if isinstance(source, Tensor) else torch.from_numpy(_shareable(source))
-        if signal.is_complex() or signal.dtype == torch.bool:
-            raise AudioError(f"expected {role} of real numbers, got {signal.dtype}")
-        if signal.dim() == 1:
-            signal = signal[:, None]
-        if signal.dim() != 2 or 0 in signal.shape:
+        if isinstance(source, Tensor):
+            signal = source.detach().cpu()
+        elif isinstance(source, np.ndarray) or not hasattr(source, "shape"):
+            signal = torch.from_numpy(_shareable(source))
+        else:
+            signal = source  # read slice by slice; a part shows of what kind they are
+        kind = signal.dtype if isinstance(signal, Tensor) else torch.from_numpy(_shareable(signal[:0])).dtype
+        if kind.is_complex or kind == torch.bool:
+            raise AudioError(f"expected {role} of real numbers, got {kind}")
+        if isinstance(signal, Tensor):
+            signal = signal if signal.dim() != 1 else signal[:, None]
+            signal = signal if kind.is_floating_point else signal.double()
+        if len(signal.shape) != 2 or 0 in signal.shape:
             raise AudioError(f"expected {role} (targets, samples, channels), got {tuple(signal.shape)} for one target")
-        found.append(signal if signal.is_floating_point() else signal.double())
+        found.append(_Signal(signal, (int(signal.shape[0]), int(signal.shape[1]))))
     if not found:
         raise AudioError(f"there are no {role}: give at least one target")
-    if len(shapes := {tuple(signal.shape) for signal in found}) > 1:
+    if len(shapes := {signal.shape for signal in found}) > 1:
         raise AudioError(f"expected {role} of one length and one number of channels, got {sorted(shapes)}")
     return found
 
@@ -178,10 +207,11 @@ def _shareable(source: Any) -> np.ndarray:
 
 def _museval(track: _Track, audible: Tensor) -> dict[str, np.ndarray]:
     metrics = _museval_metrics()
-    references = np.stack([signal.numpy() for signal in track.references])
-    estimates = np.zeros(references.shape, dtype=track.estimates[0].numpy().dtype)
-    for row, signal in zip(estimates, track.estimates, strict=True):
-        row[: len(signal)] = signal.numpy()
+    references = np.stack([signal.whole() for signal in track.references])
+    guesses = [signal.whole() for signal in track.estimates]
+    estimates = np.zeros(references.shape, dtype=guesses[0].dtype)
+    for row, guess in zip(estimates, guesses, strict=True):
+        row[: len(guess)] = guess
     try:
         values = metrics.bss_eval(references, estimates, window=track.frame, hop=track.frame)
     except AttributeError as error:

@@ -58,7 +58,7 @@ def solve_filters(correlation: Tensor, targets: int, read: Callable[[int], np.nd
         factor = _factor(lags, floor)
     if factor is not None:
         wanted = between.mT
-        together = torch.cholesky_solve(wanted.reshape(inputs * TAPS, -1), factor)
+        together = _solve(factor, wanted.reshape(inputs * TAPS, -1))
     else:
         lags, wanted = _museval_correlations(inputs, read)
         together = _by_elimination(_equations(lags), wanted.reshape(inputs * TAPS, -1), inputs // targets)
@@ -92,13 +92,21 @@ def _equations(lags: Tensor) -> Tensor:
 
 def _factor(lags: Tensor, floor: float) -> Tensor | None:
     """Cholesky factor of the matrix, unless its smallest eigenvalue is below that."""
-    factor, failed = torch.linalg.cholesky_ex(_equations(lags))
+    # In its own place, and transposed, as LAPACK has it: four stems' matrix takes 134 MB.
+    matrix = _equations(lags).mT
+    factor, failed = torch.linalg.cholesky_ex(matrix, out=(matrix, torch.empty((), dtype=torch.int32)))
     if failed:
         return None
     vector = torch.randn(len(factor), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for _ in range(4):  # inverse iterations: from above, and close enough
-        vector = torch.cholesky_solve(vector / vector.norm(), factor)
+        vector = _solve(factor, vector / vector.norm())
     return factor if float(1 / vector.norm()) > floor else None
+
+
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """As `torch.cholesky_solve`, which would copy the factor."""
+    halfway = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, halfway, upper=True)
 
 
 # What follows is museval's arithmetic, operation by operation.
