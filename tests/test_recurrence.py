@@ -1,4 +1,5 @@
-"""Lanes of an LSTM against torch's own single run, for networks that forget and for one that never does."""
+"""Lanes of an LSTM against torch's own single run, for networks that forget and for one that never does; both by the
+compiled loops, where there are any, and by torch."""
 
 import copy
 
@@ -6,8 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from umx_ext.separation import recurrence
-from umx_ext.separation.recurrence import lstm_direction
+from umx_ext.separation import dense, recurrence
+from umx_ext.separation.recurrence import Direction, lstm_direction
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many lanes there are."""
+    if request.param == "torch":
+        monkeypatch.setattr(dense, "_dense", None)
+        return 4
+    if not dense.compiled():
+        pytest.skip("the loops were not compiled here, or are not for this processor")
+    return 6
 
 
 def network(forgetting: float, hidden: int = 24, inputs: int = 16) -> nn.LSTM:
@@ -25,7 +37,7 @@ def in_lanes(lstm: nn.LSTM, values: Tensor, reverse: bool) -> Tensor:
     wide, result = torch.zeros(len(values), 60), torch.full((len(values), 70), torch.nan)
     wide[:, 3 : 3 + values.shape[1]] = values
     source, target = wide[:, 3 : 3 + values.shape[1]], result[:, 9 : 9 + lstm.hidden_size]
-    lstm_direction(lstm._flat_weights, source, target, reverse=reverse, check=lambda: None)
+    lstm_direction(Direction(lstm._flat_weights), source, target, reverse=reverse, check=lambda: None)
     assert result.isnan().sum() == len(values) * (70 - lstm.hidden_size)  # nothing beside its place is written
     return target
 
@@ -40,15 +52,16 @@ def exactly(lstm: nn.LSTM, values: Tensor, reverse: bool) -> Tensor:
 
 
 def frames_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Steps of each call of torch's LSTM from here on."""
+    """Steps of each run from here on."""
     steps: list[int] = []
-    original = torch.lstm
+    for module, name, axis in ((torch, "lstm", 0), (dense, "lstm_steps", 1)):
+        original = getattr(module, name)
 
-    def spy(values: Tensor, *rest: object) -> object:
-        steps.append(len(values))
-        return original(values, *rest)
+        def spy(values: Tensor, *rest: object, original=original, axis: int = axis, **named: object) -> object:
+            steps.append(values.shape[axis])
+            return original(values, *rest, **named)
 
-    monkeypatch.setattr(torch, "lstm", spy)
+        monkeypatch.setattr(module, name, spy)
     return steps
 
 
@@ -58,15 +71,18 @@ def frames_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_lanes_give_what_a_single_run_gives(forgetting: float, frames: int, reverse: bool) -> None:
     lstm, values = network(forgetting), torch.randn(frames, 16, generator=torch.Generator().manual_seed(1))
     found, plain, exact = in_lanes(lstm, values, reverse), alone(lstm, values, reverse), exactly(lstm, values, reverse)
-    # Whoever never forgets gathers roundings: in a single run, too.
-    assert (found - exact).abs().max() < 3 * (plain - exact).abs().max() + 2e-6
+    # Whoever never forgets gathers roundings: in a single run, too, of which these have up to 2e-4.
+    gathered = 3e-4 if forgetting == 12.0 else 2e-6
+    assert (found - exact).abs().max() < 3 * (plain - exact).abs().max() + gathered
 
 
-def test_a_network_that_forgets_takes_little_more_than_a_quarter_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_forgets_takes_little_more_than_its_lane_of_the_steps(
+    monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
     lstm, values = network(-1.0), torch.randn(10000, 16)
     steps = frames_run(monkeypatch)
     in_lanes(lstm, values, False)
-    assert sum(steps) == 10000 - 3 * ((10000 - 300) // 4)
+    assert sum(steps) == 10000 - (lanes - 1) * ((10000 - 300) // lanes)
 
 
 def test_a_network_that_never_forgets_is_run_again_and_would_be_wrong_otherwise(
@@ -76,17 +92,19 @@ def test_a_network_that_never_forgets_is_run_again_and_would_be_wrong_otherwise(
     exact = exactly(lstm, values, False)
     steps = frames_run(monkeypatch)
     error = (in_lanes(lstm, values, False) - exact).abs().max()
-    assert sum(steps) == 4000  # 1225 abreast, and each of the other lanes again
+    assert sum(steps) == 4000  # those of one lane abreast, and each of the others again
     monkeypatch.setattr(recurrence, "_SAME", torch.inf)  # the liar: takes every lane at its word
     assert (in_lanes(lstm, values, False) - exact).abs().max() > 100 * error
 
 
-def test_a_lane_that_was_wrong_at_first_is_run_again_only_until_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lane_that_was_wrong_at_first_is_run_again_only_until_it_is_right(
+    monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
     lstm, values = network(3.2), torch.randn(12000, 16, generator=torch.Generator().manual_seed(3))
     steps = frames_run(monkeypatch)
     in_lanes(lstm, values, False)
-    batched = 12000 - 3 * ((12000 - 300) // 4)
-    assert batched < sum(steps) < batched + 3 * 1100
+    batched = 12000 - (lanes - 1) * ((12000 - 300) // lanes)
+    assert batched < sum(steps) < batched + (lanes - 1) * 1100
 
 
 def test_a_run_can_be_ended() -> None:
@@ -95,4 +113,10 @@ def test_a_run_can_be_ended() -> None:
 
     values = torch.zeros(10, 16)
     with pytest.raises(KeyboardInterrupt):
-        lstm_direction(network(0.0)._flat_weights, values, torch.zeros(10, 24), reverse=False, check=stop)
+        lstm_direction(Direction(network(0.0)._flat_weights), values, torch.zeros(10, 24), reverse=False, check=stop)
+
+
+def test_a_size_that_the_loops_do_not_take_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm, values = network(0.0, hidden=12), torch.randn(50, 16)
+    assert not Direction(lstm._flat_weights).compiled
+    assert (in_lanes(lstm, values, True) - alone(lstm, values, True)).abs().max() < 1e-6

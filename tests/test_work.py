@@ -15,7 +15,10 @@ import pytest
 import soundfile
 import torch
 
+from umx_ext.separation import dense
 from umx_ext.separation.config import Config
+from umx_ext.separation.dense import Matrix
+from umx_ext.separation.recurrence import Direction
 from umx_ext.separation.separator import Options, Separator
 from umx_ext.spectral import frame_count
 
@@ -26,11 +29,12 @@ CONFIG = Config(
 )  # fmt: skip
 FRAMES = 5000
 WARM = 300  # frames that a lane of the recurrence runs before its own
+needs_loops = pytest.mark.skipif(not dense.compiled(), reason="the loops were not compiled here")
 
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts what goes through torch: frames transformed, steps and rows of LSTMs, rows of matrix products."""
+    """Counts frames transformed, steps and rows of LSTMs, and rows of products that a function follows."""
     seen: Counter[str] = Counter()
     lock = threading.Lock()  # workers count at the same time
 
@@ -39,20 +43,23 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         def noting(*arguments, **settings):
             with lock:
-                note(*arguments)
+                note(*arguments, **settings)
             return original(*arguments, **settings)
 
         monkeypatch.setattr(holder, name, noting)
 
-    def lstm(values, *_):
+    def run(self, values, target, first, steps, stride, state, *_):
         seen["lstm calls"] += 1
-        seen["lstm steps"] += values.shape[0]
-        seen["lstm rows"] += values.shape[0] * values.shape[1]
+        seen["lstm steps"] += steps
+        seen["lstm rows"] += steps * len(state[0])
+
+    def product(self, rows, *_, then="", **settings):
+        seen["products' rows"] += len(rows) if then else 0
 
     counted(torch.fft, "rfft", lambda frames, *_: seen.update({"rfft": frames.numel() // frames.shape[-1]}))
-    counted(torch.fft, "irfft", lambda plane, *_: seen.update({"irfft": plane.numel() // plane.shape[-1]}))
-    counted(torch, "lstm", lstm)
-    counted(torch, "addmm", lambda bias, rows, weight: seen.update({"addmm rows": len(rows)}))
+    counted(torch.fft, "irfft", lambda plane, **_: seen.update({"irfft": plane.numel() // plane.shape[-1]}))
+    counted(Direction, "run", run)
+    counted(Matrix, "product", product)
     yield seen
 
 
@@ -71,19 +78,24 @@ def test_a_song_is_transformed_twice_and_back_once(work: Counter[str], niter: in
     assert work["irfft"] == CONFIG.channels * frames  # the accompaniment is what the vocals leave
 
 
-def test_the_recurrence_takes_little_more_than_a_quarter_of_the_steps(work: Counter[str]) -> None:
+@pytest.mark.parametrize("lanes", [4, pytest.param(6, marks=needs_loops)])
+def test_the_recurrence_takes_little_more_than_a_lane_of_the_steps(
+    work: Counter[str], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lanes == 4:
+        monkeypatch.setattr(dense, "_dense", None)
     frames = frame_count(FRAMES * CONFIG.hop, CONFIG.hop)
     separated(FRAMES * CONFIG.hop, niter=0, split=False)
     directions = 2 * CONFIG.layers * len(CONFIG.branches)
-    assert directions * frames / 4 < work["lstm steps"] < directions * (frames / 4 + WARM)
-    assert work["lstm rows"] < directions * (frames + 4 * WARM)
+    assert directions * frames / lanes < work["lstm steps"] < directions * (frames / lanes + WARM)
+    assert work["lstm rows"] < directions * (frames + lanes * WARM)
     assert work["lstm calls"] < directions * (frames / 250)
 
 
 def test_each_frame_meets_the_large_matrices_once(work: Counter[str]) -> None:
     frames = frame_count(FRAMES * CONFIG.hop, CONFIG.hop)
     separated(FRAMES * CONFIG.hop, niter=0, split=False)
-    assert work["addmm rows"] == (len(CONFIG.branches) + 1) * frames  # fc1 of each branch, fc3
+    assert work["products' rows"] == (len(CONFIG.branches) + 1) * frames  # fc1 of each branch, fc3
 
 
 def test_blocks_repeat_their_context_only(work: Counter[str]) -> None:

@@ -99,10 +99,14 @@ def run() -> NoReturn:
 def share_one_heap() -> None:
     """Have glibc give all threads one heap instead of one each, where what one thread frees no other can use.
 
-    Measured on 5 minutes with two workers: peak memory 553 MB instead of 699, in the same time. A library must not do
-    this to its caller's process, so it is done here, and only where the process is ours.
+    Measured on 5 minutes with two workers: peak memory 553 MB instead of 699, in the same time. And what is freed stays
+    in the heap, but for the largest, that the next window of a song does not fault its pages in again: 4 minutes take a
+    tenth less of the system's time, and no more memory. A library must not do this to its caller's process, so it is
+    done here, and only where the process is ours.
     """
     _mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
+    _mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    _mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
 
 
 def keep_memory() -> None:

@@ -118,13 +118,15 @@ def _first_line(error: BaseException) -> str:
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
-    from umx_ext.separation import planar
+    from umx_ext.separation import dense, planar
     from umx_ext.separation.pretrained import pick_device
 
     loops = "compiled"
     if not planar.compiled():
         loops = "torch's, slower; with a C compiler: pip install --force-reinstall --no-deps --no-cache-dir umx-ext"
-    yield "cpu", f"{torch.get_num_threads()} threads of {os.cpu_count()} processors; Wiener filter: {loops}"
+    products = "compiled" if dense.compiled() else "torch's"
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
+    yield "cpu", f"{threads}; Wiener filter: {loops}; products: {products}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

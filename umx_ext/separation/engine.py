@@ -27,8 +27,9 @@ from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation import planar
 from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
+from umx_ext.separation.dense import Matrix
 from umx_ext.separation.masknet import Encoder, MaskNet
-from umx_ext.separation.recurrence import lstm_direction
+from umx_ext.separation.recurrence import Direction, lstm_direction
 from umx_ext.separation.stages import stage, staged
 from umx_ext.separation.wiener import WINDOW, filter_window
 from umx_ext.separation.workers import Workers
@@ -41,6 +42,7 @@ RESIDUAL = "residual"
 Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
+_LINE = 16  # numbers of a line of the cache
 _CHUNK = 32  # frames that are transformed at a time: they fit the cache
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
 
@@ -54,7 +56,7 @@ class Chain:
     Attributes:
         name, branch: features of a magnitude spectrogram; chains with the same name have the same.
         weight, bias: standardisation, fc1 and bn1; `(channels * features, hidden)`, `(hidden,)`. This and all other
-            matrices are laid out `(inputs, outputs)`, in which a product of a few hundred rows is a little faster.
+            matrices are `(inputs, outputs)`.
         layers: for each layer of the BLSTM, for each direction, torch's four tensors.
         skip, recurrent: this branch's part of fc2 and bn2, for the encoder's and for the BLSTM's output;
             `(hidden, hidden)`. No `skip` where the fusion leaves this branch's encoder output out.
@@ -136,6 +138,25 @@ def folded(net: MaskNet, channels: int) -> Head:
     )
 
 
+class _Chain:
+    """A `Chain`, its matrices laid out."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.name, self.branch = chain.name, chain.branch
+        self.encoder, self.bias = Matrix(chain.weight), chain.bias
+        self.layers = [[Direction(weights) for weights in layer] for layer in chain.layers]
+        self.skip = None if chain.skip is None else Matrix(chain.skip)
+        self.recurrent = Matrix(chain.recurrent)
+
+
+class _Head:
+    """A `Head`, its matrices laid out."""
+
+    def __init__(self, head: Head) -> None:
+        self.chains = [_Chain(chain) for chain in head.chains]
+        self.bias2, self.decoder, self.bias3 = head.bias2, Matrix(head.weight3), head.bias3
+
+
 class Engine:
     """Exact inference for the networks of one separator, on the CPU, in float32.
 
@@ -161,7 +182,7 @@ class Engine:
         self.config = config
         self.stems = tuple(nets.keys())
         self.threads = threads
-        self._heads = {stem: folded(net, config.channels) for stem, net in nets.items()}
+        self._heads = {stem: _Head(folded(net, config.channels)) for stem, net in nets.items()}
 
     def overlap_added(self, waveform: Tensor, first: int, last: int, **settings: Any) -> Tensor:
         """All `pieces` in one."""
@@ -251,7 +272,7 @@ class _Job:
     def __init__(
         self,
         config: Config,
-        heads: list[Head],
+        heads: list[_Head],
         waveform: Tensor,
         workers: Workers,
         count: int,
@@ -340,20 +361,19 @@ class _Job:
                 with stage(f"branch {chain.name}"):
                     if chain.name not in features:
                         features[chain.name] = chain.branch(magnitude[None])[0].flatten(1)
-                    torch.addmm(chain.bias, features[chain.name], chain.weight, out=target[first:last]).tanh_()
+                    chain.encoder.product(features[chain.name], chain.bias, out=target[first:last], then="tanh")
 
-    def _direction(self, weights: list[Tensor], values: Tensor, target: Tensor, reverse: bool) -> None:
+    def _direction(self, weights: Direction, values: Tensor, target: Tensor, reverse: bool) -> None:
         """One direction of one layer: `(frames, hidden)` -> `(frames, hidden / 2)`."""
         with stage("recurrence"):
             lstm_direction(weights, values, target, reverse=reverse, check=self.workers.check)
 
-    def _project(self, chain: Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
+    def _project(self, chain: _Chain, encoded: Tensor, recurrent: Tensor, total: Tensor, rows: slice) -> None:
         """A chain's part of fc2; the first chain's replaces what it had encoded, the others' are added there."""
         with stage("decoder"):
-            if chain.skip is None:
-                product = recurrent[rows] @ chain.recurrent
-            else:
-                product = (encoded[rows] @ chain.skip).addmm_(recurrent[rows], chain.recurrent)
+            product = chain.recurrent.product(recurrent[rows])
+            if chain.skip is not None:
+                chain.skip.product(encoded[rows], out=product, add=True)
             if total is not encoded:
                 product += total[rows]
             total[rows] = product
@@ -425,10 +445,12 @@ class _Job:
                 masks.append(rest.clamp_min_(0))
             return masks if power == 1 else [mask.pow_(power) for mask in masks]
 
-    def _mask(self, head: Head, values: Tensor) -> Tensor:
-        mask = torch.addmm(head.bias3, (values + head.bias2).relu_(), head.weight3)
-        mask = mask.sigmoid_() if self.config.mask == "sigmoid" else mask.relu_()
-        return mask.view(-1, self.config.channels, self.config.bins)
+    def _mask(self, head: _Head, values: Tensor) -> Tensor:
+        # Rows that begin where a line of the cache does, and not as many bytes apart as a page has.
+        wide = values.new_empty(len(values), -(-head.decoder.outputs // _LINE) * _LINE)
+        mask = wide[:, : head.decoder.outputs]
+        head.decoder.product((values + head.bias2).relu_(), head.bias3, out=mask, then=self.config.mask)
+        return mask.unflatten(1, (self.config.channels, self.config.bins))
 
     def _do(self, tasks: Sequence[Callable[[], Result]], begin: float = 0.0, end: float = 0.0) -> Iterator[Result]:
         """Run the tasks, yield their results in order and report progress."""

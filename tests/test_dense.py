@@ -1,0 +1,138 @@
+"""Products with laid out matrices against float64, by the compiled loops, where there are any, and by torch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from umx_ext.separation import dense
+from umx_ext.separation.dense import FUNCTIONS, Matrix, lstm_steps
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setattr(dense, "_dense", None)
+    elif not dense.compiled():
+        pytest.skip("the loops were not compiled here, or are not for this processor")
+    return str(request.param)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def exactly(rows: Tensor, values: Tensor, bias: Tensor | None, before: Tensor | None, then: str) -> Tensor:
+    found = rows.double() @ values.double()
+    found = found if bias is None else found + bias.double()
+    found = found if before is None else found + before.double()
+    return getattr(torch, then)(found) if then else found
+
+
+# More and fewer rows than six, than a block; more and fewer inputs than are summed or kept at a time; panels that end
+# with the outputs and that do not.
+SHAPES = [(1, 1, 1), (5, 3, 17), (6, 128, 16), (7, 129, 33), (193, 40, 15), (400, 513, 50), (14, 1100, 130)]
+
+
+@pytest.mark.parametrize("count, inputs, outputs", SHAPES)
+@pytest.mark.parametrize("then", FUNCTIONS)
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_is_what_float64_says(
+    count: int, inputs: int, outputs: int, then: str, add: bool, biased: bool
+) -> None:
+    # Rows of wider tensors, as the engine has them.
+    rows = drawn(count, inputs + 5)[:, 2 : inputs + 2]
+    values, bias = drawn(inputs, outputs, seed=1) / math.sqrt(inputs), drawn(outputs, seed=2) if biased else None
+    wide = drawn(count, outputs + 9, seed=3)
+    out, beside = wide[:, 4 : outputs + 4], wide.clone()
+    expected = exactly(rows, values, bias, out.clone() if add else None, then)
+    kept = rows.clone(), values.clone()
+    found = Matrix(values).product(rows, bias, out=out, add=add, then=then)
+    assert found.data_ptr() == out.data_ptr()
+    assert (found - expected).abs().max() < 4e-6
+    assert torch.equal(rows, kept[0]) and torch.equal(values, kept[1])
+    beside[:, 4 : outputs + 4] = out
+    assert torch.equal(wide, beside)  # nothing beside its place is written
+    if not add:
+        torch.testing.assert_close(Matrix(values).product(rows, bias, then=then), found)
+
+
+@pytest.mark.parametrize("inputs", [512, 2974])
+def test_roundings_are_no_larger_than_torch_s(inputs: int) -> None:
+    rows, values = drawn(60, inputs), drawn(inputs, 256, seed=1)
+    exact = exactly(rows, values, None, None, "")
+    error = (Matrix(values).product(rows) - exact).square().mean().sqrt()
+    assert error < 1.2 * (rows @ values - exact).square().mean().sqrt()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(way: str) -> None:
+    if way == "torch":
+        pytest.skip("torch multiplies one row otherwise than many")
+    rows, matrix = drawn(200, 300), Matrix(drawn(300, 40, seed=1))
+    whole = matrix.product(rows)
+    for first, last in ((0, 1), (5, 9), (17, 150), (199, 200)):
+        assert torch.equal(matrix.product(rows[first:last]), whole[first:last])
+
+
+@pytest.mark.parametrize("then", ["relu", "sigmoid", "tanh"])
+def test_functions_are_right_everywhere(then: str) -> None:
+    tails = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.0, -88.0, 1e4, -1e4, torch.inf, -torch.inf, torch.nan])
+    bias = torch.cat([torch.linspace(-20, 20, 40001), torch.linspace(-1, 1, 9999), tails])
+    found = Matrix(torch.zeros(1, len(bias))).product(torch.zeros(1, 1), bias, then=then)[0]
+    exact = getattr(torch, then)(bias.double())
+    assert torch.equal(found.isnan(), exact.isnan())
+    error = (found - exact).abs().nan_to_num()
+    assert error.max() < 1.2e-7
+    assert (error <= 4e-7 * exact.abs().nan_to_num() + 1e-37).all()  # where the values are small, too
+
+
+def test_what_is_not_as_said_is_refused(way: str) -> None:
+    matrix = Matrix(drawn(8, 32))
+    if way == "torch":
+        with pytest.raises(RuntimeError):
+            matrix.product(drawn(3, 9))
+        return
+    for rows in (drawn(3, 9), drawn(3, 8).double(), drawn(8)[None].expand(3, 8, 8)):
+        with pytest.raises((ValueError, IndexError)):
+            matrix.product(rows)
+    with pytest.raises(ValueError, match=r"\(3, 32\)"):
+        matrix.product(drawn(3, 8), out=drawn(3, 31))
+    with pytest.raises(ValueError, match=r"\(1, 32\)"):
+        matrix.product(drawn(3, 8), drawn(31))
+    with pytest.raises(ValueError):
+        matrix.product(drawn(3, 8), then="softmax")
+
+
+def test_steps_do_not_write_beyond_the_target(way: str) -> None:
+    if way == "torch":
+        pytest.skip("only the loops are given addresses")
+    weights, target = Matrix(drawn(8, 32)), torch.zeros(20, 8)
+
+    def steps(**changed: object) -> None:
+        state = (torch.zeros(2, 8), torch.zeros(2, 8))
+        settings = {"first": 0, "stride": 10, "kept": 2, "reverse": False} | changed
+        lstm_steps(torch.zeros(2, 10, 32), weights, state, target, **settings)  # type: ignore[arg-type]
+
+    steps()
+    steps(first=19, reverse=True)
+    beyond: list[dict[str, object]] = [{"first": 1}, {"stride": 11}, {"first": -1}, {"first": 18, "reverse": True}]
+    for wrong in [*beyond, {"kept": 3}, {"kept": 0}]:
+        with pytest.raises(ValueError, match="within the target"):
+            steps(**wrong)
+    state = (torch.zeros(2, 8), torch.zeros(2, 8))
+    with pytest.raises(ValueError, match=r"\(20, 32\)"):
+        lstm_steps(torch.zeros(2, 10, 31), weights, state, target, first=0, stride=0, kept=1, reverse=False)
+
+
+def test_loops_that_were_built_for_another_version_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        LAYOUT, USABLE = dense.LAYOUT + 1, 1
+
+    monkeypatch.setattr(dense, "_dense", Old)
+    assert not dense.compiled()
+    rows, values = drawn(3, 8), drawn(8, 5)
+    torch.testing.assert_close(Matrix(values).product(rows), rows @ values)

@@ -1,0 +1,172 @@
+"""The network's matrices, laid out once for all the rows that will be multiplied with them.
+
+A general product has to arrange its right side anew each time, which for a few rows costs more than multiplying them.
+The weights do not change, so here that is done when they are read. The function that follows a product is applied while
+its results are in registers, and an LSTM's steps run without the interpreter.
+
+The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2. Elsewhere, and
+with AVX-512, for which torch's own products are faster, torch does it: the same numbers but for roundings.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from umx_ext.separation import _dense
+except ImportError:  # not built here
+    _dense = None  # type: ignore[assignment]
+
+__all__ = ["FUNCTIONS", "Matrix", "compiled", "lstm_steps"]
+
+LAYOUT = 1  # of what the loops are given: one that was built for another is not used
+FUNCTIONS = ("", "relu", "sigmoid", "tanh")  # that may follow a product
+
+
+def compiled() -> bool:
+    """Whether the loops were built with the package, with this version of it, and are for this processor."""
+    return _dense is not None and getattr(_dense, "LAYOUT", 0) == LAYOUT and bool(_dense.USABLE)
+
+
+class Matrix:
+    """A matrix that rows are multiplied with, on the CPU.
+
+    Args:
+        values: float32 `(inputs, outputs)`. They are copied, or kept as they are and not to be changed.
+
+    Attributes: inputs; outputs.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.inputs, self.outputs = values.shape
+        self.panels: Tensor | None = None
+        self._values: Tensor | None = None
+        if not compiled():
+            self._values = values
+            return
+        wide = _dense.WIDE
+        full, rest = divmod(self.outputs, wide)
+        self.panels = values.new_zeros(full + (rest > 0), self.inputs, wide)
+        self.panels[:full] = values[:, : full * wide].unflatten(1, (full, wide)).transpose(0, 1)
+        if rest:
+            self.panels[full, :, :rest] = values[:, full * wide :]
+
+    def product(
+        self, rows: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, add: bool = False, then: str = ""
+    ) -> Tensor:
+        """``then(rows @ matrix + bias)``.
+
+        Args:
+            rows: float32 `(count, inputs)`.
+            bias: float32 `(outputs,)`.
+            out: where to put the result, float32 `(count, outputs)`; a new tensor when left out.
+            add: add what `out` has held, before `then`.
+            then: one of `FUNCTIONS`.
+
+        Returns:
+            `(count, outputs)`: `out`, when it was given.
+        """
+        function = FUNCTIONS.index(then)
+        if self._values is not None:
+            return self._by_torch(rows, bias, out, add, then)
+        assert self.panels is not None
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        if out is None:
+            out = rows.new_empty(len(rows), self.outputs)
+        elif out.stride(1) != 1:
+            out.copy_(self.product(rows, bias, out=out.contiguous(), add=add, then=then))
+            return out
+        _require(rows, len(rows), self.inputs)
+        _require(out, len(rows), self.outputs)
+        if bias is not None:
+            _require(bias[None], 1, self.outputs)
+        _dense.product(
+            rows.data_ptr(),
+            rows.stride(0),
+            self.panels.data_ptr(),
+            0 if bias is None else bias.contiguous().data_ptr(),
+            out.data_ptr(),
+            out.stride(0),
+            len(rows),
+            self.inputs,
+            self.outputs,
+            int(add),
+            function,
+        )
+        return out
+
+    def _by_torch(self, rows: Tensor, bias: Tensor | None, out: Tensor | None, add: bool, then: str) -> Tensor:
+        assert self._values is not None
+        if add:
+            assert out is not None
+            result = out.addmm_(rows, self._values)
+            if bias is not None:
+                result += bias
+        elif bias is None:
+            result = torch.mm(rows, self._values, out=out)
+        else:
+            result = torch.addmm(bias, rows, self._values, out=out)
+        return getattr(result, f"{then}_")() if then else result
+
+
+def lstm_steps(
+    gates: Tensor,
+    weights: Matrix,
+    state: tuple[Tensor, Tensor],
+    target: Tensor,
+    *,
+    first: int,
+    stride: int,
+    kept: int,
+    reverse: bool,
+) -> None:
+    """Steps of an LSTM in lanes abreast, by the compiled loops; see `umx_ext.separation.recurrence`.
+
+    Args:
+        gates: the inputs' part of the gates, biases included, float32 `(lanes, steps, 4 * hidden)`, contiguous, in the
+            order of the rows; the four in torch's order. It is written over.
+        weights: the hidden state's, `(hidden, 4 * hidden)`; hidden is a multiple of 8.
+        state: hidden and cell state, contiguous float32 `(lanes, hidden)`. Written over with those after the last step.
+        target: float32 `(frames, hidden)`.
+        first: the row of the target for the first step of the first lane.
+        stride: rows from one lane to the next.
+        kept: of the first so many lanes the target gets the hidden states.
+        reverse: from the last step's row to the first, and from the last lane's to the first.
+    """
+    lanes, steps, size = len(gates), gates.shape[1], weights.inputs
+    hidden, cell = state
+    for values in (hidden, cell):
+        _require(values, lanes, size)
+    _require(gates.view(lanes * steps, -1), lanes * steps, 4 * size)
+    _require(target, len(target), size)
+    sign = -1 if reverse else 1
+    last = first + sign * ((kept - 1) * stride + steps - 1)
+    if not (min(first, last) >= 0 and max(first, last) < len(target) and 0 < kept <= lanes):
+        raise ValueError(f"rows {first} to {last} of {kept} in {lanes} lanes are not within the target's {len(target)}")
+    if weights.panels is None or size % 8 or target.stride(1) != 1 or not hidden.is_contiguous() & cell.is_contiguous():
+        raise ValueError("expected weights laid out, a multiple of 8 units, and values next to each other")
+    row = target.stride(0)
+    begin = gates[0, -1] if reverse else gates[0, 0]
+    _dense.lstm(
+        begin.data_ptr(),
+        gates.stride(0),
+        sign * gates.stride(1),
+        weights.panels.data_ptr(),
+        hidden.data_ptr(),
+        cell.data_ptr(),
+        target[first].data_ptr(),
+        sign * stride * row,
+        sign * row,
+        steps,
+        lanes,
+        kept,
+        size,
+    )
+
+
+def _require(values: Tensor, count: int, width: int) -> None:
+    """Addresses are not checked by what uses them."""
+    if values.shape != (count, width) or values.dtype != torch.float32 or values.device.type != "cpu":
+        found = f"{values.dtype} {tuple(values.shape)} on {values.device}"
+        raise ValueError(f"expected float32 ({count}, {width}) on the CPU, got {found}")
