@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -282,10 +283,47 @@ def test_a_file_is_sliced_like_the_array_that_another_reader_gives(tmp_path: Pat
         samples[3]  # type: ignore[index]
 
 
+def test_slices_may_be_taken_in_many_threads(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", noise, 44100, subtype="FLOAT")
+    samples = audio.Samples(tmp_path / "a.wav")
+    parts = [slice(start, start + 1000) for start in range(0, 200_000, 1000)] * 3
+    with ThreadPoolExecutor(4) as pool:
+        for part, found in zip(parts, pool.map(samples.__getitem__, parts), strict=True):
+            np.testing.assert_array_equal(found, noise[part])
+
+
+def test_a_damaged_place_does_not_spoil_the_others(tmp_path: Path) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal((60_000, 2))
+    soundfile.write(tmp_path / "a.flac", noise, 44100, subtype="PCM_16")
+    raw = bytearray((tmp_path / "a.flac").read_bytes())
+    raw[len(raw) * 3 // 4 : len(raw) * 3 // 4 + 600] = bytes(600)
+    (tmp_path / "a.flac").write_bytes(raw)
+    samples = audio.Samples(tmp_path / "a.flac")
+    whole = np.rint(noise * 32768) / 32768
+    for _ in range(2):
+        np.testing.assert_allclose(samples[:1000], whole[:1000], atol=1e-6)
+        with pytest.raises(AudioError, match=r"a\.flac is cut short or damaged at sample 4\d{4}; get it again"):
+            samples[40_000:]
+
+
+def test_what_is_not_finite_is_named_when_it_is_read(tmp_path: Path) -> None:
+    noise = np.zeros((5000, 1), np.float32)
+    noise[4321] = np.nan
+    soundfile.write(tmp_path / "a.wav", noise, 44100, subtype="FLOAT")
+    samples = audio.Samples(tmp_path / "a.wav")
+    assert not samples[:4000].any()
+    with pytest.raises(AudioError, match=r"a\.wav holds NaN or infinity at sample 4321"):
+        samples[4000:]
+
+
 def test_a_file_that_cannot_be_read_in_parts_is_refused(tmp_path: Path) -> None:
     audio.write(tmp_path / "a.ogg", tones(2, 9000, 44100), 44100)
-    with pytest.raises(AudioError, match=r"a\.ogg.*wav, flac and aiff.*convert"):
+    with pytest.raises(AudioError, match=r"a\.ogg.*convert.*wav, flac and aiff"):
         audio.Samples(tmp_path / "a.ogg")
+    soundfile.write(tmp_path / "a.wav", np.zeros(9000), 8000, subtype="GSM610")
+    with pytest.raises(AudioError, match=r"a\.wav cannot be read in parts"):
+        audio.Samples(tmp_path / "a.wav")
     with pytest.raises(AudioError, match="does not exist"):
         audio.Samples(tmp_path / "none.wav")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.peers import import_peer
@@ -250,9 +251,29 @@ def test_what_is_read_slice_by_slice_scores_as_arrays_and_never_whole(kind):
     sources = [[Slices(source) for source in role] for role in (references, estimates)]
     assert_equal(evaluate(*sources, RATE), expected, 0)
     assert all(0 < source.most <= RATE for role in sources for source in role)
-    for engine in bsseval.ENGINES:
-        with pytest.raises(AudioError, match=r"\(targets, samples, channels\)"):
-            evaluate([Slices(references[0][:, 0])], estimates[:1], RATE, engine=engine)
+    with pytest.raises(AudioError, match=r"\(targets, samples, channels\)"):
+        evaluate([Slices(references[0][:, 0])], estimates[:1], RATE)
+
+
+def test_dependent_references_in_files_score_as_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr(bsseval, "_PART", 1000)
+    references = noise(2, 130_000, 2)  # many times what is read at a time
+    references[0, :, 1] = 0.5 * references[0, :, 0]
+    estimates = references + 0.1 * noise(*references.shape, seed=1)
+    sources = []
+    for role, signals in (("r", references), ("e", estimates)):
+        for number, signal in enumerate(signals):
+            soundfile.write(tmp_path / f"{role}{number}.wav", signal, 44100, subtype="FLOAT")
+        sources.append([audio.Samples(tmp_path / f"{role}{number}.wav") for number in range(2)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # the channels of a file are then read at once
+    try:
+        found = evaluate(*sources, 44100)
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(found, evaluate(references.astype(np.float32), estimates.astype(np.float32), 44100), 1e-9)
+    with pytest.raises(AudioError, match="expected a list of references"):
+        evaluate(sources[0][0], estimates, 44100)
 
 
 def test_the_engine_museval_is_museval(museval):
@@ -280,6 +301,7 @@ def test_the_engine_museval_says_what_is_missing(monkeypatch):
         (lambda r, e: ([], []), "no references"),
         (lambda r, e: (r, e * np.where(np.arange(e.shape[1]) == 99, np.nan, 1)[:, None]), "finite"),
         (lambda r, e: (r, e.astype(complex)), "real numbers"),
+        (lambda r, e: (r[0, :, 0], e), "for one target"),
     ],
 )
 def test_bad_arrays_are_refused_in_one_sentence(spoil, message):

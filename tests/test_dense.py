@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -12,13 +13,25 @@ from umx_ext.separation import dense
 from umx_ext.separation.dense import FUNCTIONS, Matrix, lstm_steps
 
 
-@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def require_loops() -> None:
+    if dense._dense is None:
+        pytest.skip("the loops were not compiled here")
+    if not dense.compiled():
+        pytest.skip("the loops are not for this processor")
+
+
+@pytest.fixture(params=["compiled", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(dense, "_dense", None)
-    elif not dense.compiled():
-        pytest.skip("the loops were not compiled here, or are not for this processor")
+    else:
+        require_loops()
     return str(request.param)
+
+
+@pytest.fixture
+def loops() -> None:
+    require_loops()
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -41,6 +54,7 @@ SHAPES = [(1, 1, 1), (5, 3, 17), (6, 128, 16), (7, 129, 33), (193, 40, 15), (400
 @pytest.mark.parametrize("then", FUNCTIONS)
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.usefixtures("way")
 def test_a_product_is_what_float64_says(
     count: int, inputs: int, outputs: int, then: str, add: bool, biased: bool
 ) -> None:
@@ -62,6 +76,7 @@ def test_a_product_is_what_float64_says(
 
 
 @pytest.mark.parametrize("inputs", [512, 2974])
+@pytest.mark.usefixtures("way")
 def test_roundings_are_no_larger_than_torch_s(inputs: int) -> None:
     rows, values = drawn(60, inputs), drawn(inputs, 256, seed=1)
     exact = exactly(rows, values, None, None, "")
@@ -69,9 +84,8 @@ def test_roundings_are_no_larger_than_torch_s(inputs: int) -> None:
     assert error < 1.2 * (rows @ values - exact).square().mean().sqrt()
 
 
-def test_a_row_does_not_depend_on_its_neighbours(way: str) -> None:
-    if way == "torch":
-        pytest.skip("torch multiplies one row otherwise than many")
+@pytest.mark.usefixtures("loops")
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
     rows, matrix = drawn(200, 300), Matrix(drawn(300, 40, seed=1))
     whole = matrix.product(rows)
     for first, last in ((0, 1), (5, 9), (17, 150), (199, 200)):
@@ -79,6 +93,7 @@ def test_a_row_does_not_depend_on_its_neighbours(way: str) -> None:
 
 
 @pytest.mark.parametrize("then", ["relu", "sigmoid", "tanh"])
+@pytest.mark.usefixtures("way")
 def test_functions_are_right_everywhere(then: str) -> None:
     tails = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.0, -88.0, 1e4, -1e4, torch.inf, -torch.inf, torch.nan])
     bias = torch.cat([torch.linspace(-20, 20, 40001), torch.linspace(-1, 1, 9999), tails])
@@ -90,12 +105,38 @@ def test_functions_are_right_everywhere(then: str) -> None:
     assert (error <= 4e-7 * exact.abs().nan_to_num() + 1e-37).all()  # where the values are small, too
 
 
-def test_what_is_not_as_said_is_refused(way: str) -> None:
+@pytest.mark.parametrize("then", FUNCTIONS)
+@pytest.mark.usefixtures("way")
+def test_values_may_lie_apart_and_be_negated_views(then: str) -> None:
+    values, rows, bias = drawn(40, 33), drawn(21, 40, seed=1), drawn(33, seed=2)
+    expected = exactly(rows, values, bias, None, then).float()
+    for count in (21, 1):
+        for given in (rows[:count].mT.contiguous().mT, torch._neg_view(-rows[:count])):
+            for offset in (torch.stack([bias, bias], 1)[:, 0], torch._neg_view(-bias)):
+                found = Matrix(values.mT.contiguous().mT).product(given, offset, then=then)
+                torch.testing.assert_close(found, expected[:count], rtol=0, atol=4e-6)
+        out, before = torch.zeros(33, count).mT, drawn(count, 33, seed=3)
+        assert Matrix(torch._neg_view(-values)).product(rows[:count], bias, out=out, then=then) is out
+        torch.testing.assert_close(out, expected[:count], rtol=0, atol=4e-6)
+        out.copy_(before)
+        Matrix(values).product(rows[:count], bias, out=out, add=True, then=then)
+        exact = exactly(rows[:count], values, bias, before, then).float()
+        torch.testing.assert_close(out, exact, rtol=0, atol=4e-6)
+    column = torch.zeros(1, 21).mT  # which counts as contiguous, whatever its strides
+    Matrix(values[:, :1]).product(rows, out=column)
+    torch.testing.assert_close(column, rows @ values[:, :1], rtol=0, atol=4e-6)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_matrix_is_float32_and_not_empty() -> None:
+    for wrong in (drawn(8, 4).double(), drawn(8, 4).half(), torch.zeros(0, 4), torch.zeros(4, 0), drawn(8)):
+        with pytest.raises(ValueError, match="expected"):
+            Matrix(wrong)
+
+
+@pytest.mark.usefixtures("loops")
+def test_what_is_not_as_said_is_refused() -> None:
     matrix = Matrix(drawn(8, 32))
-    if way == "torch":
-        with pytest.raises(RuntimeError):
-            matrix.product(drawn(3, 9))
-        return
     for rows in (drawn(3, 9), drawn(3, 8).double(), drawn(8)[None].expand(3, 8, 8)):
         with pytest.raises((ValueError, IndexError)):
             matrix.product(rows)
@@ -107,9 +148,8 @@ def test_what_is_not_as_said_is_refused(way: str) -> None:
         matrix.product(drawn(3, 8), then="softmax")
 
 
-def test_steps_do_not_write_beyond_the_target(way: str) -> None:
-    if way == "torch":
-        pytest.skip("only the loops are given addresses")
+@pytest.mark.usefixtures("loops")
+def test_steps_do_not_write_beyond_the_target() -> None:
     weights, target = Matrix(drawn(8, 32)), torch.zeros(20, 8)
 
     def steps(**changed: object) -> None:
@@ -126,6 +166,17 @@ def test_steps_do_not_write_beyond_the_target(way: str) -> None:
     state = (torch.zeros(2, 8), torch.zeros(2, 8))
     with pytest.raises(ValueError, match=r"\(20, 32\)"):
         lstm_steps(torch.zeros(2, 10, 31), weights, state, target, first=0, stride=0, kept=1, reverse=False)
+    with pytest.raises(ValueError, match="4 \\* hidden"):
+        narrow = Matrix(drawn(8, 16))
+        lstm_steps(torch.zeros(2, 10, 32), narrow, state, target, first=0, stride=0, kept=1, reverse=False)
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_matrix_from_a_machine_with_loops_is_refused_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = pickle.loads(pickle.dumps(Matrix(drawn(8, 32))))
+    monkeypatch.setattr(dense, "_dense", None)
+    with pytest.raises(ValueError, match="lay it out anew"):
+        matrix.product(drawn(3, 8))
 
 
 def test_loops_that_were_built_for_another_version_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -327,3 +329,14 @@ def test_progress_rises_to_one():
         music(RATE * 10), RATE, Options(segment_s=1.0, overlap_s=0.2, wiener_win_len=50), progress=shares.append
     )
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3
+
+
+def test_a_pickled_separator_leaves_what_was_prepared_for_this_processor_behind() -> None:
+    torch.manual_seed(0)
+    separator = Separator(Config(hidden=16, n_fft=256, hop=64, sample_rate=8000, bandwidth_hz=3000.0))
+    waveform = 0.1 * torch.randn(2, 8000)
+    expected = separator.separate(waveform, 8000)["vocals"]
+    assert separator._engine is not None
+    for made in (pickle.loads(pickle.dumps(separator)), copy.deepcopy(separator)):
+        assert made._engine is None and separator._engine is not None
+        assert torch.equal(made.separate(waveform, 8000)["vocals"], expected)

@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 import secrets
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 
@@ -187,9 +188,9 @@ class Samples:
     Args:
         path: a file in which a part can be had without what comes before it: wav, flac, aiff, w64, rf64.
 
-    Attributes: shape; ndim; dtype (float32); sample_rate. ``samples[a:b]`` is a new array each time.
+    Attributes: shape; ndim; dtype (float32); sample_rate. ``samples[a:b]`` is a new array each time, from any thread.
 
-    Raises AudioError: as `AudioReader`, or the format does not allow it.
+    Raises AudioError: as `AudioReader` (NaN and infinity when they are read), or the format does not allow it.
     """
 
     ndim, dtype = 2, np.dtype(np.float32)
@@ -200,7 +201,10 @@ class Samples:
         self._source = open_source(self.path, 0)
         if length is None or not self._source.seeks:
             self._source.close()
-            raise AudioError(f"{shown(self.path)}: only parts of wav, flac and aiff files can be read; convert it")
+            raise AudioError(
+                f"{shown(self.path)} cannot be read in parts; convert it to one of the plain wav, flac and aiff files"
+            )
+        self._lock = threading.Lock()  # a file has one position
         self.shape = (length, self._source.channels)
         weakref.finalize(self, self._source.close)
 
@@ -216,11 +220,20 @@ class Samples:
             raise UsageError(f"expected a slice without a step, got one of {step}")
         if not wanted:
             return np.empty((0, self.shape[1]), np.float32)
-        self._source.seek(start)
-        found = self._source.read(wanted).copy()
+        with self._lock:
+            self._source.seek(start)
+            found = self._source.read(wanted).copy()
         if len(found) < wanted:
-            raise AudioError(f"{shown(self.path)} is cut short or damaged at sample {start + len(found)}")
+            raise AudioError(
+                f"{shown(self.path)} is cut short or damaged at sample {start + len(found)}; get it again"
+            )
+        if not (math.isfinite(found.min()) and math.isfinite(found.max())):
+            at = start + int(np.argwhere(~np.isfinite(found))[0, 0])
+            raise AudioError(f"{shown(self.path)} holds NaN or infinity at sample {at}; repair it or use another copy")
         return found
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        raise TypeError(f"{shown(self.path)} is one source: give a list of them")
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:

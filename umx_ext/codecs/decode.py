@@ -133,7 +133,8 @@ class SoundfileSource(_Decoding):
         self.format = _format(self._file.format, subtype)
         self.streams = 1
         # libsndfile's seek gives values that differ in the 4th decimal in Opus, and wrong ones in Vorbis's last page.
-        self.seeks = subtype not in ("OPUS", "VORBIS") and "ADPCM" not in subtype
+        coded = ("OPUS", "VORBIS", "GSM610", "G721_32", "G723_24", "G723_40", "DWVW_12", "DWVW_16", "DWVW_24")
+        self.seeks = subtype not in coded and "ADPCM" not in subtype
         # Two reads that part within Opus's last packet give a wrong second half: the end is read in one piece.
         self._whole_end = 1 << 14 if subtype == "OPUS" else 0
         self._tail: np.ndarray | None = None
@@ -147,6 +148,10 @@ class SoundfileSource(_Decoding):
             super().skip(samples)
 
     def seek(self, position: int) -> None:
+        if self._over:  # no decoder goes on after an error
+            self._file.close()
+            self._handle.seek(0)
+            self._file, self._over = self._open(self._handle.fileno(), closefd=False), False
         try:
             self._file.seek(position)
         except self._errors:

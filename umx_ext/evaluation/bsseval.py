@@ -56,13 +56,14 @@ def evaluate(references: Any, estimates: Any, sample_rate: int, *, engine: str =
 
     Equal to museval 0.4.1 (version 4, windows of 1 s) within 1e-4 dB wherever museval reads less than 80 dB; above, its
     figures are round-off and so are these. Computes in float64, with torch's threads. Beside its arguments it needs
-    a fifth of their memory in float32, and two matrices of ``targets * channels * 512`` squared; references that
+    a fifth of their memory in float32, and a matrix of ``targets * channels * 512`` squared; references that
     depend on each other (see `umx_ext.evaluation.distortion`) take several times as long, and more memory.
 
     Args:
         references: `(targets, samples, channels)`, float32 or float64: one array or tensor, or a sequence of
             `(samples, channels)`. None is changed; views (a transposed `(channels, samples)`) are as good as copies.
-            Of anything else with a shape (`umx_ext.audio.Samples`, say) slices are read when they are needed, twice.
+            Of anything else with a shape (`umx_ext.audio.Samples`, say) slices are read when they are needed: twice,
+            and once more for each channel where the references depend on each other.
         estimates: of the same targets in the same order. Longer than the references they are cut, shorter they are
             followed by silence.
         sample_rate: Hz; a frame is one second, a last partial frame is dropped. A track shorter than that is one frame.
@@ -162,6 +163,8 @@ class _Signal:
         """Those of the samples that there are."""
         samples = self.source[start : min(stop, self.shape[0])]
         samples = samples if isinstance(samples, Tensor) else torch.from_numpy(_shareable(samples))
+        if samples.is_complex() or samples.dtype == torch.bool:
+            raise AudioError(f"expected real numbers, got {samples.dtype}")
         return samples if samples.is_floating_point() else samples.double()
 
     def cut(self, samples: int) -> _Signal:
@@ -173,19 +176,24 @@ class _Signal:
 
 def _signals(sources: Any, role: str) -> list[_Signal]:
     found = []
+    try:
+        sources = list(sources)
+    except TypeError as error:  # one that is read slice by slice
+        raise AudioError(f"expected a list of {role}, one for each target, got {type(sources).__name__}") from error
     for source in sources:
+        signal: Any
         if isinstance(source, Tensor):
             signal = source.detach().cpu()
-        elif isinstance(source, np.ndarray) or not hasattr(source, "shape"):
+        elif hasattr(source, "__array__") or not hasattr(source, "shape") or isinstance(source, memoryview):
             signal = torch.from_numpy(_shareable(source))
         else:
-            signal = source  # read slice by slice; a part shows of what kind they are
-        kind = signal.dtype if isinstance(signal, Tensor) else torch.from_numpy(_shareable(signal[:0])).dtype
-        if kind.is_complex or kind == torch.bool:
+            signal = source  # read slice by slice
+        kind = signal.dtype if isinstance(signal, Tensor) else None
+        if kind is not None and (kind.is_complex or kind == torch.bool):
             raise AudioError(f"expected {role} of real numbers, got {kind}")
         if isinstance(signal, Tensor):
             signal = signal if signal.dim() != 1 else signal[:, None]
-            signal = signal if kind.is_floating_point else signal.double()
+            signal = signal if signal.is_floating_point() else signal.double()
         if len(signal.shape) != 2 or 0 in signal.shape:
             raise AudioError(f"expected {role} (targets, samples, channels), got {tuple(signal.shape)} for one target")
         found.append(_Signal(signal, (int(signal.shape[0]), int(signal.shape[1]))))

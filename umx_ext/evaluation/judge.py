@@ -265,8 +265,8 @@ def _pool(plan: Plan, jobs: int) -> Iterator[ProcessPoolExecutor]:
 def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Outcome]:
     """Submits it, for which the pool may start a worker: that begins with SIGINT blocked, as this thread has it.
 
-    Between its start and `_begin` a worker imports for seconds, and an interrupt would make it print a traceback. What
-    comes for this process meanwhile is kept, and raised at the end.
+    Between its start and `_begin` a worker imports for seconds, and an interrupt would make it print a traceback. For
+    this process that changes nothing: another thread takes the signal, or it is kept until the mask is put back.
     """
     if not hasattr(signal, "pthread_sigmask"):
         return pool.submit(_work, task)

@@ -46,7 +46,8 @@ static Py_ssize_t block(Py_ssize_t count) {
     return (height + TALL - 1) / TALL * TALL;
 }
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+/* Not on Windows, where GCC does not align what it spills of such vectors. */
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
 
 #include <immintrin.h>
 

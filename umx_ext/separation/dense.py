@@ -33,12 +33,17 @@ class Matrix:
     """A matrix that rows are multiplied with, on the CPU.
 
     Args:
-        values: float32 `(inputs, outputs)`. They are copied, or kept as they are and not to be changed.
+        values: float32 `(inputs, outputs)`, neither of them 0. They are copied, or kept as they are and not to be
+            changed.
 
     Attributes: inputs; outputs.
     """
 
     def __init__(self, values: Tensor) -> None:
+        values = values.detach().resolve_neg()
+        if values.dim() != 2 or not values.numel():
+            raise ValueError(f"expected a matrix (inputs, outputs), got {tuple(values.shape)}")
+        _require(values, *values.shape)
         self.inputs, self.outputs = values.shape
         self.panels: Tensor | None = None
         self._values: Tensor | None = None
@@ -70,22 +75,28 @@ class Matrix:
         function = FUNCTIONS.index(then)
         if self._values is not None:
             return self._by_torch(rows, bias, out, add, then)
-        assert self.panels is not None
-        rows = rows if rows.stride(1) == 1 else rows.contiguous()
-        if out is None:
-            out = rows.new_empty(len(rows), self.outputs)
-        elif out.stride(1) != 1:
-            out.copy_(self.product(rows, bias, out=out.contiguous(), add=add, then=then))
-            return out
+        panels = _usable(self.panels)
+        if rows.dim() != 2:
+            raise ValueError(f"expected rows (count, {self.inputs}), got {tuple(rows.shape)}")
         _require(rows, len(rows), self.inputs)
-        _require(out, len(rows), self.outputs)
+        rows = rows.resolve_neg()
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
+        if rows.stride(1) != 1:  # a column, which counts as contiguous with any stride
+            rows = rows.clone(memory_format=torch.contiguous_format)
         if bias is not None:
             _require(bias[None], 1, self.outputs)
+            bias = bias.resolve_neg().contiguous()  # kept until it has been read
+        if out is None:
+            out = rows.new_empty(len(rows), self.outputs)
+        _require(out, len(rows), self.outputs)
+        if out.stride(1) != 1:
+            beside = out.new_empty(out.shape)
+            return out.copy_(self.product(rows, bias, out=beside.copy_(out) if add else beside, add=add, then=then))
         _dense.product(
             rows.data_ptr(),
             rows.stride(0),
-            self.panels.data_ptr(),
-            0 if bias is None else bias.contiguous().data_ptr(),
+            panels.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
             out.data_ptr(),
             out.stride(0),
             len(rows),
@@ -134,7 +145,7 @@ def lstm_steps(
         kept: of the first so many lanes the target gets the hidden states.
         reverse: from the last step's row to the first, and from the last lane's to the first.
     """
-    lanes, steps, size = len(gates), gates.shape[1], weights.inputs
+    panels, lanes, steps, size = _usable(weights.panels), len(gates), gates.shape[1], weights.inputs
     hidden, cell = state
     for values in (hidden, cell):
         _require(values, lanes, size)
@@ -144,15 +155,16 @@ def lstm_steps(
     last = first + sign * ((kept - 1) * stride + steps - 1)
     if not (min(first, last) >= 0 and max(first, last) < len(target) and 0 < kept <= lanes):
         raise ValueError(f"rows {first} to {last} of {kept} in {lanes} lanes are not within the target's {len(target)}")
-    if weights.panels is None or size % 8 or target.stride(1) != 1 or not hidden.is_contiguous() & cell.is_contiguous():
-        raise ValueError("expected weights laid out, a multiple of 8 units, and values next to each other")
+    beside = all(values.is_contiguous() for values in (gates, hidden, cell)) and target.stride(1) == 1
+    if weights.outputs != 4 * size or size % 8 or not beside:
+        raise ValueError("expected weights (hidden, 4 * hidden), a multiple of 8 units, and values beside each other")
     row = target.stride(0)
     begin = gates[0, -1] if reverse else gates[0, 0]
     _dense.lstm(
         begin.data_ptr(),
         gates.stride(0),
         sign * gates.stride(1),
-        weights.panels.data_ptr(),
+        panels.data_ptr(),
         hidden.data_ptr(),
         cell.data_ptr(),
         target[first].data_ptr(),
@@ -163,6 +175,12 @@ def lstm_steps(
         kept,
         size,
     )
+
+
+def _usable(panels: Tensor | None) -> Tensor:
+    if panels is None or not compiled():  # it came from another machine
+        raise ValueError("the matrix was laid out for loops that are not here; lay it out anew")
+    return panels
 
 
 def _require(values: Tensor, count: int, width: int) -> None:

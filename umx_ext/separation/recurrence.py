@@ -37,7 +37,7 @@ class Direction:
     """The weights of one direction of one layer.
 
     Args:
-        weights: torch's four: ``weight_ih, weight_hh, bias_ih, bias_hh``. They are kept, or copied and rearranged.
+        weights: torch's four: ``weight_ih, weight_hh, bias_ih, bias_hh``. They are copied.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
@@ -47,7 +47,7 @@ class Direction:
         if self.compiled:
             self._inputs, self._hidden, self._bias = Matrix(inputs.mT), Matrix(hidden.mT), bias + other_bias
         else:
-            self._weights = list(weights)
+            self._weights = [part.clone() for part in weights]  # which may be those of a network that is trained on
 
     def space(self, frames: int, like: Tensor) -> Tensor:
         """What `run` needs for the gates of so many frames of all lanes: taken once, pieces would fray the heap."""

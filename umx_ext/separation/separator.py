@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,10 @@ class Separator(nn.Module):
         """As `torch.nn.Module.load_state_dict`."""
         self._engine = None
         return super().load_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the prepared inference weights, which are for this processor."""
+        return {**self.__dict__, "_engine": None}
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         self._engine = None
