@@ -1,9 +1,11 @@
-"""Score a model on MUSDB18's 7-second sample and on MIR-1K: python scripts/score_musdb.py DATA [--subset test]
+"""Score a model on MUSDB18's 7-second sample and on MIR-1K: python scripts/score_musdb.py DATA [--beside LABEL=MODEL]
 
 DATA holds `musdb18-7/` and `mir1k/`. For each song the median over its seconds of BSS Eval v4's SDR (which is museval's
 exactly); over songs the median, its 95 % bootstrap interval and the mean; trivial and oracle rows from the same code,
-and the model with its mel branch switched off. With `--subset test` and the default model the table goes into
-`docs/scores.json` and the README; choices are made with `--subset valid` only, where MIR-1K has no songs.
+the model with its mel branch switched off, and other models with --beside (those of the README are made by
+`scripts/train_model.py` with `--network openunmix`, and `scripts/export_run.py`). With `--subset test` and the default
+model the table goes into `docs/scores.json` and the README; choices are made with `--subset valid` only, where MIR-1K
+has no songs.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--subset", choices=["valid", "test"], default="test")
     parser.add_argument("--model", default=None)
+    parser.add_argument("--beside", action="append", default=[], metavar="LABEL=MODEL", help="another model to score")
     arguments = parser.parse_args()
     model = umx_ext.load(arguments.model)
     default = model.config.niter
@@ -111,6 +114,9 @@ def main() -> None:
     }
     if "mel" in model.config.branches[1:]:
         systems["umx_ext, mel branch off"] = separated(without_mel(model))
+    for other_model in arguments.beside:
+        label, _, name = other_model.rpartition("=")
+        systems[label] = separated(umx_ext.load(name))
     systems["oracle: true magnitudes, one Wiener iteration"] = baseline("MWF")
     rows, songs = [], {}
     for corpus in ("musdb18-7", "mir1k"):
