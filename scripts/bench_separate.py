@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,9 +27,10 @@ from pathlib import Path
 SECONDS, RATE, THREADS = 240, 44100, 2
 TITLES = {
     "open-unmix": "open-unmix 1.3.0",
-    "umx_ext": "umx_ext --no-split",
-    "umx_ext wiener": "umx_ext --no-split --accompaniment wiener",
-    "umx_ext blocks": "umx_ext",
+    "umx_ext": "umx_ext",
+    "umx_ext whole": "umx_ext --no-split",
+    "umx_ext exact": "umx_ext --exact --no-split",
+    "umx_ext wiener": "umx_ext --exact --no-split --accompaniment wiener",
     "nothing": "nothing: read the WAV, write it out",
     "demucs": "demucs, HTDemucs",
 }
@@ -51,9 +53,9 @@ def main() -> None:
         elif system == "demucs":
             demucs(arguments.song, Path(folder))
         else:
-            # With four stems the filter's own estimates, as open-unmix writes them; `other` would be the rest.
-            own = system == "umx_ext wiener" or len(STEMS[job]) > 1
-            options = ["--no-split"] * (system != "umx_ext blocks") + ["--accompaniment", "wiener"] * own
+            options = TITLES[system].split()[1:]
+            if len(STEMS[job]) > 1:  # the filter's own estimates, as open-unmix writes them; `other` would be the rest
+                options += ["--accompaniment", "wiener"]
             ours(STEMS[job], arguments.song, Path(folder), options)
         return
 
@@ -72,9 +74,10 @@ def main() -> None:
         mixture = torch.from_numpy(soundfile.read(song, dtype="float32")[0]).mT
         write_models(Path(folder))
         rows, detail = [], {}
+        common = ["open-unmix", "umx_ext", "umx_ext whole", "umx_ext exact"]
         for job, systems in {
-            "karaoke": ["open-unmix", "umx_ext", "umx_ext wiener", "umx_ext blocks", "nothing"],
-            "four stems": ["open-unmix", "umx_ext", "umx_ext blocks", "nothing", *["demucs"] * arguments.demucs],
+            "karaoke": [*common, "umx_ext wiener", "nothing"],
+            "four stems": [*common, "nothing", *["demucs"] * arguments.demucs],
         }.items():
             results: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
             for turn in range(arguments.rounds):
@@ -82,7 +85,8 @@ def main() -> None:
                     if system == "demucs" and turn:
                         continue
                     target = Path(folder, job, system)
-                    target.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(target, ignore_errors=True)  # to replace a file takes longer than to write it
+                    target.mkdir(parents=True)
                     results[system].append(run(arguments.song, system, job, song, target))
                     print(f"{job} {turn + 1}/{arguments.rounds} {system}: {results[system][-1]}", file=sys.stderr)
             for system in systems:
@@ -199,16 +203,20 @@ def open_unmix(stems: list[str], song: Path, folder: Path) -> None:
 
 
 def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None:
+    from umx_ext import cli
+
+    cli.share_one_heap()  # this and the next as the command does when it starts
+    cli.wait_asleep()
+
     import torch
 
     import umx_ext.commands.separate
-    from umx_ext import audio, cli
+    from umx_ext import audio
     from umx_ext.separation import engine, pretrained
 
     imported = (umx_ext.commands.separate, audio, engine, pretrained)  # which the command would do when it needs them
     assert all(imported)
     torch.set_num_threads(THREADS)
-    cli.share_one_heap()  # as the command does when it starts
     started = time.perf_counter()
     model = song.with_name(f"{len(stems)}.safetensors")
     code = cli.main(

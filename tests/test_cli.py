@@ -23,7 +23,7 @@ import torch
 
 from umx_ext import __version__, audio, cli
 from umx_ext.commands.arguments import Arguments
-from umx_ext.separation import pretrained
+from umx_ext.separation import dense, pretrained
 from umx_ext.separation.config import Config
 from umx_ext.separation.separator import Options, Separator
 
@@ -238,15 +238,26 @@ def test_float_input_gives_float_files(run: Run, tmp_path: Path, model: str) -> 
     )
 
 
-def test_the_files_hold_what_the_library_separates(run: Run, tmp_path: Path, model: str) -> None:
-    given = song(tmp_path / "song.wav")
-    run("separate", given, "-n", model, "--float32", "--niter", "2", "--wiener-win-len", "100", "--no-split")
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_files_hold_what_the_library_separates(run: Run, tmp_path: Path, model: str, exact: bool) -> None:
+    given, how = song(tmp_path / "song.wav"), ["--exact"] if exact else []
+    run("separate", given, "-n", model, "--float32", "--niter", "2", "--wiener-win-len", "100", "--no-split", *how)
     waveform, rate = audio.read(given)
-    options = Options(niter=2, wiener_win_len=100, split=False)
+    options = Options(niter=2, wiener_win_len=100, split=False, fast=not exact)
     stems = pretrained.load(model).separate(waveform, rate, options)
     for stem, expected in stems.items():
         written = stored(tmp_path / "separated" / "tiny" / "song" / f"{stem}.wav")
         np.testing.assert_allclose(written.T, expected.numpy(), atol=1e-6)
+
+
+def test_the_command_is_fast_by_default_and_near_what_is_exact(run: Run, tmp_path: Path, model: str) -> None:
+    given = song(tmp_path / "song.wav")
+    for folder, how in (("fast", []), ("exact", ["--exact"])):
+        assert run("separate", given, "-n", model, "--float32", "-o", folder, *how).code == 0
+    fast, exact = (stored(next(tmp_path.glob(f"{folder}/**/vocals.wav"))) for folder in ("fast", "exact"))
+    apart = np.sqrt(np.mean((fast - exact) ** 2)) / np.sqrt(np.mean(stored(given) ** 2))
+    assert apart < 10 ** (-50 / 20)
+    assert (apart > 1e-6) == dense.compiled()
 
 
 def test_what_would_clip_is_made_quieter_by_one_gain_that_is_reported(run: Run, tmp_path: Path, model: str) -> None:

@@ -187,3 +187,73 @@ def test_loops_that_were_built_for_another_version_are_not_used(monkeypatch: pyt
     assert not dense.compiled()
     rows, values = drawn(3, 8), drawn(8, 5)
     torch.testing.assert_close(Matrix(values).product(rows), rows @ values)
+
+
+def db(error: Tensor, beside: Tensor) -> float:
+    return float(20 * (error.norm() / beside.norm()).log10())
+
+
+@pytest.mark.parametrize("count, inputs, outputs", SHAPES)
+@pytest.mark.parametrize("then", ["", "tanh"])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.usefixtures("way")
+def test_a_rounded_product_is_near(count: int, inputs: int, outputs: int, then: str, add: bool) -> None:
+    rows = drawn(count, inputs + 5)[:, 2 : inputs + 2]
+    values, bias = drawn(inputs, outputs, seed=1) / math.sqrt(inputs), drawn(outputs, seed=2)
+    wide = drawn(count, outputs + 9, seed=3)
+    out, beside = wide[:, 4 : outputs + 4], wide.clone()
+    expected = exactly(rows, values, bias, out.clone() if add else None, then)
+    matrix = Matrix(values, rounded=True)
+    matrix.product(rows, bias, out=out, add=add, then=then)
+    assert db(out - expected, expected) < -60
+    if dense.compiled() and inputs > 3:
+        assert db(out - expected, expected) > -110  # it is not the other product
+    beside[:, 4 : outputs + 4] = out
+    assert torch.equal(wide, beside)  # nothing beside its place is written
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 511, 512, 513, 1024, 1025, 1100])
+@pytest.mark.usefixtures("way")
+def test_sums_of_integers_are_exact_also_of_the_largest(inputs: int) -> None:
+    signs = drawn(inputs, 40, seed=1).sign()
+    largest = torch.full((7, inputs), 2047.0)
+    for values in (signs, torch.ones(inputs, 40), -torch.ones(inputs, 40)):  # each of them 2047 steps
+        whole = (400 * drawn(7, inputs)).round().clamp(-2047, 2047)
+        whole[:, :: min(inputs, 512)] = 2047  # in each part that has steps of its own
+        for rows in (whole, largest):
+            exact = rows.double() @ values.double()
+            assert (Matrix(values, rounded=True).product(rows) - exact).abs().max() <= 1e-6 * exact.abs().max() + 1e-3
+
+
+@pytest.mark.usefixtures("way")
+def test_small_inputs_with_large_weights_are_not_rounded_away() -> None:
+    # As magnitudes of low and of high frequencies are, with the standardisation in the weights.
+    size = torch.logspace(3, -3, 600)
+    rows, values = drawn(30, 600) * size, drawn(600, 50, seed=1) / size[:, None]
+    exact = exactly(rows, values, None, None, "")
+    assert db(Matrix(values, rounded=True).product(rows) - exact, exact) < -60
+
+
+@pytest.mark.usefixtures("way")
+def test_what_is_undefined_in_one_row_stays_there() -> None:
+    rows, values, bias = drawn(9, 40), drawn(40, 33, seed=1), drawn(33, seed=2)
+    matrix = Matrix(values, rounded=True)
+    expected = matrix.product(rows, bias)
+    rows[1, 3], rows[4, 39], rows[6] = torch.nan, torch.inf, 0.0
+    found = matrix.product(rows, bias)
+    assert found[1].isnan().all() and not found[4].isfinite().any()
+    torch.testing.assert_close(found[6], bias)
+    for row in (0, 2, 3, 5, 7, 8):
+        assert torch.equal(found[row], expected[row])
+    for scale in (1e-20, 1e20, 1e30):
+        result = matrix.product(rows[7:] * scale) / scale
+        assert (result - rows[7:] @ values).abs().max() < 0.02
+    assert torch.equal(Matrix(torch.zeros(40, 33), rounded=True).product(rows[7:], bias), bias.expand(2, -1))
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_rounded_row_does_not_depend_on_its_neighbours() -> None:
+    rows, matrix = drawn(200, 1100), Matrix(drawn(1100, 40, seed=1), rounded=True)
+    whole = matrix.product(rows)
+    for first, last in ((0, 1), (5, 9), (17, 150), (199, 200)):
+        assert torch.equal(matrix.product(rows[first:last]), whole[first:last])

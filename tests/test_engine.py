@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tests.peers import import_peer
 from umx_ext.errors import AudioError, UsageError
-from umx_ext.separation import planar
+from umx_ext.separation import dense, planar
 from umx_ext.separation.branches import BRANCHES
 from umx_ext.separation.config import FUSIONS, Config
 from umx_ext.separation.engine import RESIDUAL, Engine
@@ -131,6 +131,25 @@ def test_it_equals_the_plain_twin(name: str, niter: int, window: int | None, res
     expected = plain(exact, config, waveform.double(), 0, 701, window=window, **settings)
     # From the second iteration on the filter itself enlarges the rounding of masks that are almost zero.
     assert_equal_to_rounding(result, expected, 1e-5 if niter < 2 else 1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fast_is_near_and_differs_only_where_the_loops_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS[name]
+    nets, waveform = networks(config), noise(config, 2900 * config.hop)
+
+    def both(threads: int = 2) -> tuple[Tensor, Tensor]:
+        made = [Engine(nets, config, threads=threads, fast=fast) for fast in (False, True)]
+        return tuple(engine.overlap_added(waveform, 0, 2901, residual=True) for engine in made)  # type: ignore[return-value]
+
+    exact, fast = both()
+    apart_db = 20 * ((fast - exact).norm() / exact.norm()).log10()
+    assert apart_db < -50
+    assert torch.equal(fast, both(threads=1)[1])
+    assert (apart_db > -110) == dense.compiled()
+    monkeypatch.setattr(dense, "_dense", None)
+    exact, fast = both()
+    assert torch.equal(exact, fast)
 
 
 SETS = [("linear", name) for name in BRANCHES if name != "linear"]

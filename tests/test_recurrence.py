@@ -34,12 +34,13 @@ def network(forgetting: float, hidden: int = 24, inputs: int = 16) -> nn.LSTM:
     return lstm.requires_grad_(False)
 
 
-def in_lanes(lstm: nn.LSTM, values: Tensor, reverse: bool) -> Tensor:
+def in_lanes(lstm: nn.LSTM, values: Tensor, reverse: bool, *, rounded: bool = False) -> Tensor:
     # Rows of wider tensors, as the engine has them.
     wide, result = torch.zeros(len(values), 60), torch.full((len(values), 70), torch.nan)
     wide[:, 3 : 3 + values.shape[1]] = values
     source, target = wide[:, 3 : 3 + values.shape[1]], result[:, 9 : 9 + lstm.hidden_size]
-    lstm_direction(Direction(lstm._flat_weights), source, target, reverse=reverse, check=lambda: None)
+    direction = Direction(lstm._flat_weights, rounded=rounded)
+    lstm_direction(direction, source, target, reverse=reverse, check=lambda: None)
     assert result.isnan().sum() == len(values) * (70 - lstm.hidden_size)  # nothing beside its place is written
     return target
 
@@ -132,3 +133,24 @@ def test_a_size_that_the_loops_do_not_take_is_left_to_torch(monkeypatch: pytest.
     lstm, values = network(0.0, hidden=12), torch.randn(50, 16)
     assert not Direction(lstm._flat_weights).compiled
     assert (in_lanes(lstm, values, True) - alone(lstm, values, True)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("frames", [7, 2399, 5399])
+@pytest.mark.parametrize("forgetting", [-1.0, 4.0])
+def test_rounded_lanes_are_near(forgetting: float, frames: int, reverse: bool) -> None:
+    lstm, values = network(forgetting), torch.randn(frames, 16, generator=torch.Generator().manual_seed(1))
+    error = in_lanes(lstm, values, reverse, rounded=True) - exactly(lstm, values, reverse)
+    assert error.abs().max() < 0.02 and error.square().mean().sqrt() < 5e-4
+
+
+def test_rounded_lanes_that_forget_are_taken_at_their_word_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    values = torch.randn(4000, 16, generator=torch.Generator().manual_seed(2))
+    steps = frames_run(monkeypatch)
+    in_lanes(network(-1.0), values, False, rounded=True)
+    assert sum(steps) == 4000 - (lanes - 1) * ((4000 - 300) // lanes)
+    steps.clear()
+    in_lanes(network(30.0), values, False, rounded=True)
+    assert sum(steps) == 4000

@@ -336,7 +336,7 @@ def test_a_pickled_separator_leaves_what_was_prepared_for_this_processor_behind(
     separator = Separator(Config(hidden=16, n_fft=256, hop=64, sample_rate=8000, bandwidth_hz=3000.0))
     waveform = 0.1 * torch.randn(2, 8000)
     expected = separator.separate(waveform, 8000)["vocals"]
-    assert separator._engine is not None
+    assert separator._engines
     for made in (pickle.loads(pickle.dumps(separator)), copy.deepcopy(separator)):
-        assert made._engine is None and separator._engine is not None
+        assert not made._engines and separator._engines
         assert torch.equal(made.separate(waveform, 8000)["vocals"], expected)

@@ -84,6 +84,8 @@ def run() -> NoReturn:
     """The process's entry point: `main`, then exit with its code."""
     if sys.argv[1:2] in (["separate"], ["mix"]):
         share_one_heap()
+        if sys.argv[1] == "separate":
+            wait_asleep()
     elif sys.argv[1:2] == ["train"]:
         keep_memory()
     code = main()
@@ -107,6 +109,15 @@ def share_one_heap() -> None:
     _mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
     _mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
     _mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+
+
+def wait_asleep() -> None:
+    """Have OpenMP's threads sleep between torch's parallel loops; by default they run on in circles for a while.
+
+    The workers that take a song apart need the cores: 4 minutes take a sixth less time. For our own process only, as
+    above, and before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def keep_memory() -> None:

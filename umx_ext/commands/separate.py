@@ -280,6 +280,7 @@ class _Run:
             wiener_win_len=arguments.wiener_win_len,
             accompaniment=arguments.accompaniment,
             split=not arguments.no_split,
+            fast=not arguments.exact,
             **{name: seconds for name, seconds in blocks.items() if seconds is not None},
         )
         return Recipe(

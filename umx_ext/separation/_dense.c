@@ -5,6 +5,9 @@
  * rows times a panel are twelve vectors, which stay in registers while the inputs pass by. A part of a panel that fits
  * the first-level cache is used for many rows, and those rows fit the second.
  *
+ * A matrix of integers has two inputs together, (inputs / 2, 16, 2), which one instruction multiplies and adds. Rows are
+ * made integers when they are put side by side: each number times its input's factor, in steps of the row's own size.
+ *
  * Every number is summed over the inputs in the same order, however many rows there are: a row's result does not depend
  * on its neighbours. The interpreter is not held meanwhile.
  */
@@ -18,26 +21,35 @@
 #define NEAR 128   /* inputs that are summed by themselves, which keeps the roundings small */
 #define DEEP 512   /* inputs at a time: 32 kB of a panel */
 #define BLOCK 192  /* rows, at most, that a part of the panels is used for: 400 kB */
+#define MOST 2047  /* the largest integer: */
+#define FAR 512    /* products of two of them add up to less than 2^31 */
 
 enum { NOTHING, RELU, SIGMOID, TANH };
 
 typedef struct {
+    const float *panels;    /* or integers, when there are factors */
+    const float *factors;   /* (inputs,), or NULL */
+    const float *steps;     /* of the integers, (outputs,) filled up like the panels */
+    Py_ssize_t inputs, outputs;
+} Matrix;
+
+typedef struct {
+    Matrix matrix;
     const float *rows;      /* (count, inputs) */
-    const float *panels;
     const float *bias;      /* (outputs,), or NULL */
     float *result;          /* (count, outputs) */
     Py_ssize_t row, line;   /* strides of the rows and of the result */
-    Py_ssize_t count, inputs, outputs;
+    Py_ssize_t count;
     int add, then;
 } Product;
 
 typedef struct {
     float *gates;           /* for each lane and step 4 * hidden numbers, to which the hidden state's part is added */
-    const float *panels;    /* (hidden, 4 * hidden) */
+    Matrix matrix;          /* (size, 4 * size) */
     float *hidden, *cell;   /* (lanes, size) */
     float *result;          /* the first `kept` lanes' hidden states */
     Py_ssize_t gates_lane, gates_step, result_lane, result_step;
-    Py_ssize_t steps, lanes, kept, size;
+    Py_ssize_t steps, lanes, kept;
 } Lstm;
 
 /* How many rows to take at a time: as many each time, for each time all panels have to come. */
@@ -112,92 +124,197 @@ INLINE __m256 finished(__m256 x, int then) {
     }
 }
 
-/* `count` rows, a constant from 1 to 6, times a part of a panel. The rows stand side by side, (inputs, 6). */
-INLINE void tile(const int count, const float *rows, const float *panel, Py_ssize_t inputs, float *result,
-                 Py_ssize_t line, const float *bias, int add, int then) {
-    for (Py_ssize_t from = 0; from < inputs; from += NEAR) {
-        const Py_ssize_t to = from + NEAR < inputs ? from + NEAR : inputs;
-        __m256 sums[TALL][2];
+/* What a tile is made of. */
+typedef struct {
+    const float *rows;   /* side by side, (inputs, 6), or as pairs of integers (inputs / 2, 6) */
+    const float *sizes;  /* of the rows' integers' steps */
+    const float *panel;  /* part of one */
+    const float *steps;  /* of the panel's integers */
+    const float *bias;
+    Py_ssize_t inputs;
+    int add, then;
+} Tile;
+
+/* `count` rows, a constant from 1 to 6, times a part of a panel: the sums of inputs `from` to `to`. */
+INLINE void floats(const int count, const Tile *job, Py_ssize_t from, Py_ssize_t to, __m256 sums[TALL][2]) {
 #pragma GCC unroll 6
-        for (int i = 0; i < count; i++)
-            sums[i][0] = sums[i][1] = _mm256_setzero_ps();
+    for (int i = 0; i < count; i++)
+        sums[i][0] = sums[i][1] = _mm256_setzero_ps();
 #pragma GCC unroll 4
-        for (Py_ssize_t k = from; k < to; k++) {
-            const __m256 left = _mm256_loadu_ps(panel + k * WIDE), right = _mm256_loadu_ps(panel + k * WIDE + 8);
+    for (Py_ssize_t k = from; k < to; k++) {
+        const float *at = job->panel + k * WIDE;
+        const __m256 left = _mm256_loadu_ps(at), right = _mm256_loadu_ps(at + 8);
 #pragma GCC unroll 6
-            for (int i = 0; i < count; i++) {
-                const __m256 value = _mm256_broadcast_ss(rows + k * TALL + i);
-                sums[i][0] = _mm256_fmadd_ps(value, left, sums[i][0]);
-                sums[i][1] = _mm256_fmadd_ps(value, right, sums[i][1]);
-            }
+        for (int i = 0; i < count; i++) {
+            const __m256 value = _mm256_broadcast_ss(job->rows + k * TALL + i);
+            sums[i][0] = _mm256_fmadd_ps(value, left, sums[i][0]);
+            sums[i][1] = _mm256_fmadd_ps(value, right, sums[i][1]);
         }
+    }
+}
+
+/* The same of integers, which stand in pairs. */
+INLINE void integers(const int count, const Tile *job, Py_ssize_t from, Py_ssize_t to, __m256 sums[TALL][2]) {
+    __m256i whole[TALL][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < count; i++)
+        whole[i][0] = whole[i][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (Py_ssize_t k = from / 2; k < to / 2; k++) {
+        const __m256i *at = (const __m256i *)(job->panel + k * WIDE);
+        const __m256i left = _mm256_loadu_si256(at), right = _mm256_loadu_si256(at + 1);
+#pragma GCC unroll 6
+        for (int i = 0; i < count; i++) {
+            const __m256i pair = _mm256_castps_si256(_mm256_broadcast_ss(job->rows + k * TALL + i));
+            whole[i][0] = _mm256_add_epi32(whole[i][0], _mm256_madd_epi16(pair, left));
+            whole[i][1] = _mm256_add_epi32(whole[i][1], _mm256_madd_epi16(pair, right));
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < count; i++) {
+        const __m256 size = _mm256_broadcast_ss(job->sizes + i);
+        const __m256 left = _mm256_mul_ps(size, _mm256_loadu_ps(job->steps));
+        const __m256 right = _mm256_mul_ps(size, _mm256_loadu_ps(job->steps + 8));
+        sums[i][0] = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[i][0]), left);
+        sums[i][1] = _mm256_mul_ps(_mm256_cvtepi32_ps(whole[i][1]), right);
+    }
+}
+
+INLINE void tile(const int count, const int whole, const Tile *job, float *result, Py_ssize_t line) {
+    const Py_ssize_t near = whole ? FAR : NEAR;
+    for (Py_ssize_t from = 0; from < job->inputs; from += near) {
+        const Py_ssize_t to = from + near < job->inputs ? from + near : job->inputs;
+        __m256 sums[TALL][2];
+        if (whole)
+            integers(count, job, from, to, sums);
+        else
+            floats(count, job, from, to, sums);
 #pragma GCC unroll 6
         for (int i = 0; i < count; i++)
 #pragma GCC unroll 2
             for (int half = 0; half < 2; half++) {
                 float *at = result + i * line + 8 * half;
                 __m256 sum = sums[i][half];
-                if (bias && !from)
-                    sum = _mm256_add_ps(sum, _mm256_loadu_ps(bias + 8 * half));
-                if (add || from)
+                if (job->bias && !from)
+                    sum = _mm256_add_ps(sum, _mm256_loadu_ps(job->bias + 8 * half));
+                if (job->add || from)
                     sum = _mm256_add_ps(sum, _mm256_loadu_ps(at));
-                _mm256_storeu_ps(at, to == inputs ? finished(sum, then) : sum);
+                _mm256_storeu_ps(at, to == job->inputs ? finished(sum, job->then) : sum);
             }
     }
 }
 
-static AVX2 void tiles(Py_ssize_t count, const float *rows, const float *panel, Py_ssize_t inputs, float *result,
-                       Py_ssize_t line, const float *bias, int add, int then) {
-    switch (count) {
-    case 6: tile(6, rows, panel, inputs, result, line, bias, add, then); break;
-    case 5: tile(5, rows, panel, inputs, result, line, bias, add, then); break;
-    case 4: tile(4, rows, panel, inputs, result, line, bias, add, then); break;
-    case 3: tile(3, rows, panel, inputs, result, line, bias, add, then); break;
-    case 2: tile(2, rows, panel, inputs, result, line, bias, add, then); break;
-    case 1: tile(1, rows, panel, inputs, result, line, bias, add, then); break;
-    }
+static AVX2 void tiles(Py_ssize_t count, const Tile *job, float *result, Py_ssize_t line) {
+    if (job->steps)
+        switch (count) {
+        case 6: tile(6, 1, job, result, line); break;
+        case 5: tile(5, 1, job, result, line); break;
+        case 4: tile(4, 1, job, result, line); break;
+        case 3: tile(3, 1, job, result, line); break;
+        case 2: tile(2, 1, job, result, line); break;
+        case 1: tile(1, 1, job, result, line); break;
+        }
+    else
+        switch (count) {
+        case 6: tile(6, 0, job, result, line); break;
+        case 5: tile(5, 0, job, result, line); break;
+        case 4: tile(4, 0, job, result, line); break;
+        case 3: tile(3, 0, job, result, line); break;
+        case 2: tile(2, 0, job, result, line); break;
+        case 1: tile(1, 0, job, result, line); break;
+        }
 }
 
 /* The last panel may have fewer outputs than 16: it is worked on beside the result. */
-static AVX2 void narrow(Py_ssize_t count, const float *rows, const float *panel, Py_ssize_t inputs, float *result,
-                        Py_ssize_t line, const float *bias, int add, int then, Py_ssize_t outputs) {
+static AVX2 void narrow(Py_ssize_t count, const Tile *job, float *result, Py_ssize_t line, Py_ssize_t outputs) {
     float space[TALL * WIDE] = {0}, offset[WIDE] = {0};
-    for (Py_ssize_t i = 0; add && i < count; i++)
+    Tile beside = *job;
+    for (Py_ssize_t i = 0; job->add && i < count; i++)
         for (Py_ssize_t j = 0; j < outputs; j++)
             space[i * WIDE + j] = result[i * line + j];
-    for (Py_ssize_t j = 0; bias && j < outputs; j++)
-        offset[j] = bias[j];
-    tiles(count, rows, panel, inputs, space, WIDE, offset, add, then);
+    for (Py_ssize_t j = 0; job->bias && j < outputs; j++)
+        offset[j] = job->bias[j];
+    beside.bias = offset;
+    tiles(count, &beside, space, WIDE);
     for (Py_ssize_t i = 0; i < count; i++)
         for (Py_ssize_t j = 0; j < outputs; j++)
             result[i * line + j] = space[i * WIDE + j];
 }
 
+/* Make a row integers, in every sixth place of `to`, two in one. Returns the size of their steps; that of a row with
+ * something infinite or undefined is undefined, and so will its products be. */
+static AVX2 float rounded(const float *row, const float *factors, Py_ssize_t inputs, float *to) {
+    const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256i largest = _mm256_setzero_si256();  /* of floats that are not negative, as integers: nan is the largest */
+    Py_ssize_t k = 0;
+    float last[8] = {0}, ends[8];
+    union { int32_t bits; float value; } most = {0};
+    for (; k + 8 <= inputs; k += 8) {
+        const __m256 value = _mm256_mul_ps(_mm256_loadu_ps(row + k), _mm256_loadu_ps(factors + k));
+        largest = _mm256_max_epi32(largest, _mm256_castps_si256(_mm256_and_ps(value, positive)));
+    }
+    for (Py_ssize_t rest = k; rest < inputs; rest++)
+        last[rest - k] = row[rest] * factors[rest];
+    largest = _mm256_max_epi32(largest, _mm256_castps_si256(_mm256_and_ps(_mm256_loadu_ps(last), positive)));
+    _mm256_storeu_ps(ends, _mm256_castsi256_ps(largest));
+    for (int i = 0; i < 8; i++) {
+        const union { float value; int32_t bits; } end = {ends[i]};
+        most.bits = end.bits > most.bits ? end.bits : most.bits;
+    }
+    const int defined = most.bits < 0x7f800000;
+    const float size = most.value / MOST, scale = defined && size >= 1e-30f ? 1 / size : 0;
+    for (Py_ssize_t from = 0; from < inputs; from += 8) {
+        const __m256 value = from + 8 <= inputs
+            ? _mm256_mul_ps(_mm256_loadu_ps(row + from), _mm256_loadu_ps(factors + from))
+            : _mm256_loadu_ps(last);
+        const __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(value, _mm256_set1_ps(scale)));
+        const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+        float four[4];
+        _mm_storeu_ps(four, _mm_castsi128_ps(pairs));
+        for (int i = 0; i < 4 && from + 2 * i < inputs; i++)
+            to[(from / 2 + i) * TALL] = four[i];
+    }
+    return defined ? size : __builtin_nanf("");
+}
+
 /* `side` has space for a block of rows, six by six side by side: read from the front to the back for every panel. */
 static AVX2 void multiply(const Product *job, float *side) {
-    const Py_ssize_t height = block(job->count);
+    const Matrix *matrix = &job->matrix;
+    const Py_ssize_t height = block(job->count), inputs = matrix->inputs, outputs = matrix->outputs;
+    const int together = matrix->factors ? 2 : 1;
+    const Py_ssize_t deep = together * DEEP, panel = (inputs + together - 1) / together * WIDE;
+    float sizes[BLOCK + TALL];
     for (Py_ssize_t top = 0; top < job->count; top += height) {
         const Py_ssize_t bottom = top + height < job->count ? top + height : job->count;
-        for (Py_ssize_t from = 0; from < job->inputs; from += DEEP) {
-            const Py_ssize_t depth = from + DEEP < job->inputs ? DEEP : job->inputs - from;
-            const int then = from + depth == job->inputs ? job->then : NOTHING, add = from ? 1 : job->add;
+        for (Py_ssize_t from = 0; from < inputs; from += deep) {
+            const Py_ssize_t depth = from + deep < inputs ? deep : inputs - from;
+            const Py_ssize_t kept = (depth + together - 1) / together;
+            const int last = from + depth == inputs;
             for (Py_ssize_t i = top; i < bottom; i++) {
-                float *to = side + (i - top) / TALL * (TALL * depth) + (i - top) % TALL;
+                float *to = side + (i - top) / TALL * (TALL * kept) + (i - top) % TALL;
                 const float *row = job->rows + i * job->row + from;
-                for (Py_ssize_t k = 0; k < depth; k++)
-                    to[k * TALL] = row[k];
+                if (matrix->factors)
+                    sizes[i - top] = rounded(row, matrix->factors + from, depth, to);
+                else
+                    for (Py_ssize_t k = 0; k < depth; k++)
+                        to[k * TALL] = row[k];
             }
-            for (Py_ssize_t column = 0; column < job->outputs; column += WIDE) {
-                const float *panel = job->panels + column * job->inputs + from * WIDE;
-                const float *bias = job->bias && !from ? job->bias + column : NULL;
+            for (Py_ssize_t column = 0; column < outputs; column += WIDE) {
+                Tile part = {.panel = matrix->panels + column / WIDE * panel + from / together * WIDE,
+                             .steps = matrix->factors ? matrix->steps + column : NULL,
+                             .bias = job->bias && !from ? job->bias + column : NULL,
+                             .inputs = kept * together,
+                             .add = from ? 1 : job->add,
+                             .then = last ? job->then : NOTHING};
                 for (Py_ssize_t first = top; first < bottom; first += TALL) {
                     const Py_ssize_t count = first + TALL < bottom ? TALL : bottom - first;
-                    const float *rows = side + (first - top) * depth;
                     float *result = job->result + first * job->line + column;
-                    if (column + WIDE <= job->outputs)
-                        tiles(count, rows, panel, depth, result, job->line, bias, add, then);
+                    part.rows = side + (first - top) * kept;
+                    part.sizes = sizes + first - top;
+                    if (column + WIDE <= outputs)
+                        tiles(count, &part, result, job->line);
                     else
-                        narrow(count, rows, panel, depth, result, job->line, bias, add, then, job->outputs - column);
+                        narrow(count, &part, result, job->line, outputs - column);
                 }
             }
         }
@@ -206,11 +323,11 @@ static AVX2 void multiply(const Product *job, float *side) {
 
 /* Gates in torch's order: input, forget, cell, output. */
 static AVX2 void run(const Lstm *job, float *side) {
-    const Py_ssize_t size = job->size;
+    const Py_ssize_t size = job->matrix.inputs;
     for (Py_ssize_t step = 0; step < job->steps; step++) {
         float *gates = job->gates + step * job->gates_step;
-        const Product product = {job->hidden, job->panels, NULL, gates, size, job->gates_lane,
-                                 job->lanes, size, 4 * size, 1, NOTHING};
+        const Product product = {.matrix = job->matrix, .rows = job->hidden, .row = size, .result = gates,
+                                 .line = job->gates_lane, .count = job->lanes, .add = 1};
         multiply(&product, side);
         for (Py_ssize_t lane = 0; lane < job->lanes; lane++) {
             const float *gate = gates + lane * job->gates_lane;
@@ -241,7 +358,7 @@ static void run(const Lstm *job, float *side) { (void)job, (void)side; }
 
 /* Python's side. Addresses and shapes come from dense.py, which has checked them: of the same LAYOUT. */
 
-#define LAYOUT 1
+#define LAYOUT 2
 
 static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
 
@@ -254,16 +371,19 @@ static float *space(Py_ssize_t rows, Py_ssize_t inputs) {
 }
 
 static PyObject *product(PyObject *module, PyObject *arguments) {
-    unsigned long long rows, panels, bias, result;
+    unsigned long long panels, factors, steps, rows, bias, result;
     Product job;
-    if (!PyArg_ParseTuple(arguments, "KnKKKnnnnii", &rows, &job.row, &panels, &bias, &result, &job.line, &job.count,
-                          &job.inputs, &job.outputs, &job.add, &job.then))
+    if (!PyArg_ParseTuple(arguments, "KKKnnKnKKnnii", &panels, &factors, &steps, &job.matrix.inputs,
+                          &job.matrix.outputs, &rows, &job.row, &bias, &result, &job.line, &job.count, &job.add,
+                          &job.then))
         return NULL;
+    job.matrix.panels = address(panels);
+    job.matrix.factors = address(factors);
+    job.matrix.steps = address(steps);
     job.rows = address(rows);
-    job.panels = address(panels);
     job.bias = address(bias);
     job.result = address(result);
-    float *side = space(job.count, job.inputs);
+    float *side = space(job.count, job.matrix.inputs);
     if (!side)
         return NULL;
     Py_BEGIN_ALLOW_THREADS multiply(&job, side);
@@ -272,17 +392,20 @@ static PyObject *product(PyObject *module, PyObject *arguments) {
 }
 
 static PyObject *lstm(PyObject *module, PyObject *arguments) {
-    unsigned long long gates, panels, hidden, cell, result;
+    unsigned long long panels, factors, steps, gates, hidden, cell, result;
     Lstm job;
-    if (!PyArg_ParseTuple(arguments, "KnnKKKKnnnnnn", &gates, &job.gates_lane, &job.gates_step, &panels, &hidden, &cell,
-                          &result, &job.result_lane, &job.result_step, &job.steps, &job.lanes, &job.kept, &job.size))
+    if (!PyArg_ParseTuple(arguments, "KKKnnKnnKKKnnnnn", &panels, &factors, &steps, &job.matrix.inputs,
+                          &job.matrix.outputs, &gates, &job.gates_lane, &job.gates_step, &hidden, &cell, &result,
+                          &job.result_lane, &job.result_step, &job.steps, &job.lanes, &job.kept))
         return NULL;
+    job.matrix.panels = address(panels);
+    job.matrix.factors = address(factors);
+    job.matrix.steps = address(steps);
     job.gates = address(gates);
-    job.panels = address(panels);
     job.hidden = address(hidden);
     job.cell = address(cell);
     job.result = address(result);
-    float *side = space(job.lanes, job.size);
+    float *side = space(job.lanes, job.matrix.inputs);
     if (!side)
         return NULL;
     Py_BEGIN_ALLOW_THREADS run(&job, side);
@@ -298,7 +421,7 @@ static PyMethodDef methods[] = {
 
 static int fill(PyObject *module) {
     return PyModule_AddIntConstant(module, "LAYOUT", LAYOUT) || PyModule_AddIntConstant(module, "WIDE", WIDE) ||
-           PyModule_AddIntConstant(module, "USABLE", usable());
+           PyModule_AddIntConstant(module, "MOST", MOST) || PyModule_AddIntConstant(module, "USABLE", usable());
 }
 
 static PyModuleDef_Slot slots[] = {

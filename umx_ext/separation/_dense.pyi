@@ -2,27 +2,34 @@
 
 LAYOUT: int
 WIDE: int
+MOST: int
 USABLE: int
 
 def product(
+    panels: int,
+    factors: int,
+    steps: int,
+    inputs: int,
+    outputs: int,
     rows: int,
     row_stride: int,
-    panels: int,
     bias: int,
     result: int,
     result_stride: int,
     count: int,
-    inputs: int,
-    outputs: int,
     add: int,
     then: int,
     /,
 ) -> None: ...
 def lstm(
+    panels: int,
+    factors: int,
+    steps_of_integers: int,
+    inputs: int,
+    outputs: int,
     gates: int,
     gates_lane_stride: int,
     gates_step_stride: int,
-    panels: int,
     hidden: int,
     cell: int,
     result: int,
@@ -31,6 +38,5 @@ def lstm(
     steps: int,
     lanes: int,
     kept: int,
-    size: int,
     /,
 ) -> None: ...

@@ -6,6 +6,12 @@ its results are in registers, and an LSTM's steps run without the interpreter.
 
 The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2. Elsewhere, and
 with AVX-512, for which torch's own products are faster, torch does it: the same numbers but for roundings.
+
+The loops can also multiply integers, which is faster by half and takes half of the memory's traffic. Both sides are
+rounded to 12 bits, sign included: the matrix in steps of each output's largest weight / 2047, the rows in steps of each
+row's largest number / 2047. So that small inputs with large weights are not lost beside large inputs with small ones,
+each input is first multiplied by, and its weights divided by, a factor: the root mean square of its weights. Sums are
+exact. The error is some -70 dB of a product.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ except ImportError:  # not built here
 
 __all__ = ["FUNCTIONS", "Matrix", "compiled", "lstm_steps"]
 
-LAYOUT = 1  # of what the loops are given: one that was built for another is not used
+LAYOUT = 2  # of what the loops are given: one that was built for another is not used
 FUNCTIONS = ("", "relu", "sigmoid", "tanh")  # that may follow a product
 
 
@@ -35,11 +41,12 @@ class Matrix:
     Args:
         values: float32 `(inputs, outputs)`, neither of them 0. They are copied, or kept as they are and not to be
             changed.
+        rounded: multiply integers where the compiled loops are used. Elsewhere it changes nothing.
 
     Attributes: inputs; outputs.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, *, rounded: bool = False) -> None:
         values = values.detach().resolve_neg()
         if values.dim() != 2 or not values.numel():
             raise ValueError(f"expected a matrix (inputs, outputs), got {tuple(values.shape)}")
@@ -50,12 +57,38 @@ class Matrix:
         if not compiled():
             self._values = values
             return
-        wide = _dense.WIDE
-        full, rest = divmod(self.outputs, wide)
-        self.panels = values.new_zeros(full + (rest > 0), self.inputs, wide)
+        self.factors: Tensor | None = None
+        self.steps: Tensor | None = None
+        if rounded:
+            values = self._rounded(values)
+        rows, wide = len(values), _dense.WIDE
+        full, rest = divmod(values.shape[1], wide)
+        self.panels = values.new_zeros(full + (rest > 0), rows, wide)
         self.panels[:full] = values[:, : full * wide].unflatten(1, (full, wide)).transpose(0, 1)
         if rest:
             self.panels[full, :, :rest] = values[:, full * wide :]
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        """The integers, of 16 bits, those of two inputs in one of 32: `(inputs / 2, outputs)`."""
+        factors = values.square().mean(1).sqrt()
+        factors = torch.where(factors > 0, factors, 1)
+        scaled = values / factors[:, None]
+        steps = scaled.abs().amax(0) / _dense.MOST
+        whole = (scaled / torch.where(steps > 0, steps, 1)).round().int()
+        if self.inputs % 2:
+            whole = torch.cat([whole, whole.new_zeros(1, self.outputs)])
+        self.factors = factors
+        self.steps = torch.nn.functional.pad(steps, (0, -self.outputs % _dense.WIDE))
+        low, high = whole.unflatten(0, (-1, 2)).unbind(1)
+        return (high << 16) | (low & 0xFFFF)
+
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """What the compiled loops are given of it."""
+        if self.panels is None or not compiled():  # it came from another machine
+            raise ValueError("the matrix was laid out for loops that are not here; lay it out anew")
+        factors = 0 if self.factors is None else self.factors.data_ptr()
+        steps = 0 if self.steps is None else self.steps.data_ptr()
+        return self.panels.data_ptr(), factors, steps, self.inputs, self.outputs
 
     def product(
         self, rows: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, add: bool = False, then: str = ""
@@ -75,7 +108,7 @@ class Matrix:
         function = FUNCTIONS.index(then)
         if self._values is not None:
             return self._by_torch(rows, bias, out, add, then)
-        panels = _usable(self.panels)
+        matrix = self.addresses()
         if rows.dim() != 2:
             raise ValueError(f"expected rows (count, {self.inputs}), got {tuple(rows.shape)}")
         _require(rows, len(rows), self.inputs)
@@ -93,15 +126,13 @@ class Matrix:
             beside = out.new_empty(out.shape)
             return out.copy_(self.product(rows, bias, out=beside.copy_(out) if add else beside, add=add, then=then))
         _dense.product(
+            *matrix,
             rows.data_ptr(),
             rows.stride(0),
-            panels.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             out.data_ptr(),
             out.stride(0),
             len(rows),
-            self.inputs,
-            self.outputs,
             int(add),
             function,
         )
@@ -145,7 +176,7 @@ def lstm_steps(
         kept: of the first so many lanes the target gets the hidden states.
         reverse: from the last step's row to the first, and from the last lane's to the first.
     """
-    panels, lanes, steps, size = _usable(weights.panels), len(gates), gates.shape[1], weights.inputs
+    matrix, lanes, steps, size = weights.addresses(), len(gates), gates.shape[1], weights.inputs
     hidden, cell = state
     for values in (hidden, cell):
         _require(values, lanes, size)
@@ -161,10 +192,10 @@ def lstm_steps(
     row = target.stride(0)
     begin = gates[0, -1] if reverse else gates[0, 0]
     _dense.lstm(
+        *matrix,
         begin.data_ptr(),
         gates.stride(0),
         sign * gates.stride(1),
-        panels.data_ptr(),
         hidden.data_ptr(),
         cell.data_ptr(),
         target[first].data_ptr(),
@@ -173,14 +204,7 @@ def lstm_steps(
         steps,
         lanes,
         kept,
-        size,
     )
-
-
-def _usable(panels: Tensor | None) -> Tensor:
-    if panels is None or not compiled():  # it came from another machine
-        raise ValueError("the matrix was laid out for loops that are not here; lay it out anew")
-    return panels
 
 
 def _require(values: Tensor, count: int, width: int) -> None:

@@ -141,24 +141,24 @@ def folded(net: MaskNet, channels: int) -> Head:
 class _Chain:
     """A `Chain`, its matrices laid out."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, *, fast: bool) -> None:
         self.name, self.branch = chain.name, chain.branch
-        self.encoder, self.bias = Matrix(chain.weight), chain.bias
-        self.layers = [[Direction(weights) for weights in layer] for layer in chain.layers]
-        self.skip = None if chain.skip is None else Matrix(chain.skip)
-        self.recurrent = Matrix(chain.recurrent)
+        self.encoder, self.bias = Matrix(chain.weight, rounded=fast), chain.bias
+        self.layers = [[Direction(weights, rounded=fast) for weights in layer] for layer in chain.layers]
+        self.skip = None if chain.skip is None else Matrix(chain.skip, rounded=fast)
+        self.recurrent = Matrix(chain.recurrent, rounded=fast)
 
 
 class _Head:
     """A `Head`, its matrices laid out."""
 
-    def __init__(self, head: Head) -> None:
-        self.chains = [_Chain(chain) for chain in head.chains]
-        self.bias2, self.decoder, self.bias3 = head.bias2, Matrix(head.weight3), head.bias3
+    def __init__(self, head: Head, *, fast: bool) -> None:
+        self.chains = [_Chain(chain, fast=fast) for chain in head.chains]
+        self.bias2, self.decoder, self.bias3 = head.bias2, Matrix(head.weight3, rounded=fast), head.bias3
 
 
 class Engine:
-    """Exact inference for the networks of one separator, on the CPU, in float32.
+    """Inference for the networks of one separator, on the CPU, in float32.
 
     The weights are read once, here: an engine does not see what is done to the networks afterwards. Dropout is off and
     batch norms use their running statistics, whatever mode the networks are in.
@@ -167,12 +167,16 @@ class Engine:
         nets: a network a stem, in order.
         config: what they were built from.
         threads: workers, at least 1; None for torch's count at the time of the call, but at most 8.
+        fast: round the networks' matrices and what is multiplied with them to 12 bits, where that is faster
+            (`umx_ext.separation.dense`). Elsewhere it changes nothing.
 
     Raises:
         UsageError: no network, one named ``"residual"``, or less than 1 thread.
     """
 
-    def __init__(self, nets: Mapping[str, MaskNet], config: Config, *, threads: int | None = None) -> None:
+    def __init__(
+        self, nets: Mapping[str, MaskNet], config: Config, *, threads: int | None = None, fast: bool = False
+    ) -> None:
         if not nets:
             raise UsageError("an engine needs at least one network, got none")
         if RESIDUAL in nets:
@@ -182,7 +186,7 @@ class Engine:
         self.config = config
         self.stems = tuple(nets.keys())
         self.threads = threads
-        self._heads = {stem: _Head(folded(net, config.channels)) for stem, net in nets.items()}
+        self._heads = {stem: _Head(folded(net, config.channels), fast=fast) for stem, net in nets.items()}
 
     def overlap_added(self, waveform: Tensor, first: int, last: int, **settings: Any) -> Tensor:
         """All `pieces` in one."""

@@ -29,6 +29,7 @@ _CHUNK = 1024  # frames, of all lanes together, between two looks at whether the
 
 # Largest difference between two states that are the same: roundings leave some 1e-7, and what differs by this decays.
 _SAME = 2e-6
+_ROUNDED_SAME = 2e-3  # of matrices that are rounded to integers, which leaves some 1e-4
 
 State = tuple[Tensor, Tensor]  # output and cell, each (lanes, hidden)
 
@@ -38,14 +39,17 @@ class Direction:
 
     Args:
         weights: torch's four: ``weight_ih, weight_hh, bias_ih, bias_hh``. They are copied.
+        rounded: as of `dense.Matrix`.
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], *, rounded: bool = False) -> None:
         inputs, hidden, bias, other_bias = weights
         self.compiled = dense.compiled() and hidden.shape[1] % 8 == 0
         self.lanes = _COMPILED_LANES if self.compiled else _LANES
+        self.same = _ROUNDED_SAME if rounded and self.compiled else _SAME
         if self.compiled:
-            self._inputs, self._hidden, self._bias = Matrix(inputs.mT), Matrix(hidden.mT), bias + other_bias
+            self._inputs, self._hidden = Matrix(inputs.mT, rounded=rounded), Matrix(hidden.mT, rounded=rounded)
+            self._bias = bias + other_bias
         else:
             self._weights = [part.clone() for part in weights]  # which may be those of a network that is trained on
 
@@ -131,10 +135,10 @@ def lstm_direction(
 
     true = _of(state, 0)
     for lane in range(1, lanes):
-        if not _same(true, _of(passed[warm], lane)):
+        if not _same(true, _of(passed[warm], lane), direction.same):
             for first, last in own:
                 true = run(lane * stride + first, lane * stride + last, true, 1)
-                if _same(true, _of(passed[last], lane)):
+                if _same(true, _of(passed[last], lane), direction.same):
                     break
             else:
                 continue  # it never met what it had found: `true` is this lane's end
@@ -149,5 +153,5 @@ def _of(state: State, lane: int) -> State:
     return state[0][lane : lane + 1].contiguous(), state[1][lane : lane + 1].contiguous()
 
 
-def _same(state: State, other: State) -> bool:
-    return all(bool(((a - b).abs() <= _SAME * b.abs().clamp_min(1.0)).all()) for a, b in zip(state, other, strict=True))
+def _same(state: State, other: State, limit: float) -> bool:
+    return all(bool(((a - b).abs() <= limit * b.abs().clamp_min(1.0)).all()) for a, b in zip(state, other, strict=True))

@@ -220,6 +220,7 @@ class _Blocks:
             wiener_win_len=options.wiener_win_len,
             residual=self._plan.residual,
             wanted=self._plan.sources,
+            fast=options.fast,
         )
         self._next = stop
         self._start = max(0, (stop - self._context) * hop)
