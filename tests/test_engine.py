@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from tests.peers import import_peer
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation import dense, planar
+from umx_ext.separation.batches import RESIDUAL
 from umx_ext.separation.branches import BRANCHES
 from umx_ext.separation.config import FUSIONS, Config
-from umx_ext.separation.engine import RESIDUAL, Engine
+from umx_ext.separation.engine import Engine
 from umx_ext.separation.masknet import MaskNet, from_openunmix_state
 from umx_ext.separation.wiener import wiener
 from umx_ext.separation.workers import Cancelled, Workers

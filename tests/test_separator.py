@@ -12,6 +12,7 @@ import torch
 
 import umx_ext
 from umx_ext.errors import AudioError, ModelError, UsageError
+from umx_ext.separation.batches import Batch, Block, Recipe
 from umx_ext.separation.config import Config
 from umx_ext.separation.separator import Options, Separator
 from umx_ext.stems import Stems
@@ -228,10 +229,10 @@ def test_wiener_accompaniment_and_vocals_are_the_mixture_within_50_db():
 def test_the_plain_path_of_other_devices_gives_the_same(power):
     model = separator(mask="sigmoid", filter_power=power)
     waveform = music(RATE * 2)
-    settings = {"stems": ("vocals",), "niter": 1, "wiener_win_len": 300, "residual": True}
-    settings["wanted"] = ("residual", "vocals")
-    engine = torch.cat(list(model.pieces(waveform, 3, 60, **settings)), dim=-1)
-    assert torch.allclose(engine, model._plain_overlap_added(waveform, 3, 60, *settings.values()), atol=1e-5)
+    block, recipe = Block(waveform, 3, 60), Recipe(("vocals",), 1, 300, True, ("residual", "vocals"))
+    (pieces,) = model.start([block], recipe)
+    (batched,) = Batch(model.nets, model.config, model.device, [block], recipe).results()
+    assert torch.allclose(torch.cat(list(pieces), dim=-1), batched, atol=1e-5)
 
 
 @pytest.mark.parametrize("power", [1.0, 0.4])

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation import planar
+from umx_ext.separation.batches import RESIDUAL
 from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
 from umx_ext.separation.dense import Matrix
@@ -36,8 +37,6 @@ from umx_ext.separation.workers import Workers
 from umx_ext.spectral import frame_count, hann
 
 __all__ = ["RESIDUAL", "Chain", "Engine", "Head", "folded"]
-
-RESIDUAL = "residual"
 
 Result = TypeVar("Result")
 

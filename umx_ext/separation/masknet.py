@@ -8,11 +8,14 @@ by default), and one decoder follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
@@ -61,17 +64,32 @@ class Encoder(nn.Module):
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
 
-    def forward(self, magnitude: Tensor) -> Tensor:
+    def forward(self, magnitude: Tensor, frames: Sequence[int] | None = None) -> Tensor:
         """`(batch, frames, channels, bins)` -> `(frames, batch, 2 * hidden)`: encoder output beside BLSTM output."""
+        with _float32(magnitude.device.type):
+            hidden = self._encoded(magnitude).transpose(0, 1)
+        if frames is None:
+            recurrent, _ = self.lstm(hidden)
+        else:
+            packed = pack_padded_sequence(hidden, torch.tensor(frames), enforce_sorted=False)
+            recurrent, _ = pad_packed_sequence(self.lstm(packed)[0], total_length=len(hidden))
+        return torch.cat([hidden, recurrent], dim=-1)
+
+    def _encoded(self, magnitude: Tensor) -> Tensor:
+        """`(batch, frames, channels, bins)` -> `(batch, frames, hidden)`."""
         features = self.branch(magnitude)
         # fc1 of the standardised features, with the standardisation in its matrix: features are many, and only the
         # small products have to be differentiated.
         weight = self.fc1.weight.view(-1, *features.shape[2:])  # (hidden, channels, features)
         bias = (weight @ (self.mean * self.scale)).sum(dim=1)
         hidden = functional.linear(features.flatten(2), (weight * self.scale).flatten(1), bias)
-        hidden = torch.tanh(_normalised(self.bn1, hidden)).transpose(0, 1)
-        recurrent, _ = self.lstm(hidden)
-        return torch.cat([hidden, recurrent], dim=-1)
+        return torch.tanh(_normalised(self.bn1, hidden))
+
+
+def _float32(device: str) -> AbstractContextManager[Any]:
+    """Without autocast, where it is on: magnitudes have a range that half precision has not."""
+    on = torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def _normalised(norm: Norm, hidden: Tensor) -> Tensor:
@@ -128,22 +146,30 @@ class MaskNet(nn.Module):
         frames_major = magnitude.permute(0, 3, 1, 2)
         return (self.mask(frames_major) * frames_major.detach()).permute(0, 2, 3, 1)
 
-    def mask(self, magnitude: Tensor) -> Tensor:
-        """The mask alone, frames-major: `(batch, frames, channels, bins)` -> the same shape."""
-        batch, frames, channels, bins = magnitude.shape
+    def mask(self, magnitude: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """The mask alone, frames-major.
+
+        Args:
+            magnitude: `(batch, frames, channels, bins)`.
+            frames: of each item, where some are shorter; the rest of an item is padding that no frame hears.
+
+        Returns:
+            The same shape; in the padding it means nothing.
+        """
+        batch, count, channels, bins = magnitude.shape
         expected = (self.config.channels, self.config.bins)
         if (channels, bins) != expected:
             raise ModelError(
                 f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
                 f"bins, got {channels} channels and {bins} bins"
             )
-        parts = (encoder(magnitude) for encoder in self.encoders.values())
+        parts = (encoder(magnitude, frames) for encoder in self.encoders.values())
         hidden = torch.relu(_normalised(self.bn2, self.fc2(_fused(self.config.fusion, parts, self.gains))))
         # The output's scale and mean belong to the last norm's: one pass over all bins less.
         scale, mean = self.output_scale.repeat(channels), self.output_mean.repeat(channels)
         weight, bias = self.bn3.weight * scale, self.bn3.bias * scale + mean
         outputs = self.bn3.normalised(self.fc3(hidden).flatten(0, 1), weight, bias)
-        hidden = outputs.view(frames, batch, channels, bins).transpose(0, 1)
+        hidden = outputs.view(count, batch, channels, bins).transpose(0, 1)
         return torch.sigmoid(hidden) if self.config.mask == "sigmoid" else torch.relu(hidden)
 
 

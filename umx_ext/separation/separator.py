@@ -7,7 +7,7 @@ to the network and thrown away. Frames of all cores are overlap-added into one s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from umx_ext.errors import AudioError, ModelError, UsageError
+from umx_ext.separation.batches import Batch, Block, Recipe, abreast, filter_input
 from umx_ext.separation.config import Config
-from umx_ext.separation.engine import RESIDUAL, Engine
+from umx_ext.separation.engine import Engine
 from umx_ext.separation.masknet import MaskNet
-from umx_ext.separation.stages import stage
+from umx_ext.separation.stages import stage, staged
 from umx_ext.separation.streaming import stream
-from umx_ext.separation.wiener import shares, wiener
-from umx_ext.spectral import hann, istft, overlap_add, stft
+from umx_ext.separation.wiener import wiener
+from umx_ext.spectral import istft, stft
 from umx_ext.stems import Stems
 
 __all__ = ["ACCOMPANIMENTS", "Options", "Separator"]
@@ -43,8 +44,9 @@ class Options:
         segment_s: core of a block, seconds, rounded up to whole Wiener windows.
         overlap_s: context on each side of a block, seconds.
         split: False: no blocks, the network sees everything at once; memory then grows with the length.
-        fast: on a CPU, round the networks' products to 12 bits where that is faster, which is where the package's
-            compiled loops are used. It changes the stems by some -65 dB of the mixture.
+        fast: round what goes into the networks' products: on a CPU to integers of 12 bits where that is faster, which
+            is where the package's compiled loops are used; on CUDA devices to half precision. It changes the stems by
+            some -65 dB of the mixture.
     """
 
     stems: tuple[str, ...] | None = None
@@ -136,7 +138,7 @@ class Separator(nn.Module):
         spectrum = stft(waveform, config.n_fft, config.hop)
         magnitude = spectrum.abs()
         magnitudes = torch.stack([net(magnitude) for net in self.nets.values()])
-        magnitudes, residual = self._filter_input(magnitudes, magnitude, niter, residual)
+        magnitudes, residual = filter_input(magnitudes, magnitude, config.filter_power, niter, residual)
         estimates = wiener(
             magnitudes.permute(1, 0, 4, 2, 3),
             spectrum.permute(0, 3, 1, 2),
@@ -214,90 +216,46 @@ class Separator(nn.Module):
         """
         return stream(self, blocks, sample_rate, options or Options())
 
-    def pieces(
-        self,
-        waveform: Tensor,
-        first: int,
-        last: int,
-        *,
-        stems: tuple[str, ...],
-        niter: int,
-        wiener_win_len: int,
-        residual: bool,
-        wanted: tuple[str, ...],
-        fast: bool = False,
-    ) -> Iterator[Tensor]:
-        """Frames `first` to `last` of the estimates for one block, windowed and overlap-added, not yet normalised.
+    def start(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
+        """Begin with some blocks.
 
-        Args:
-            waveform: the block, `(channels, samples)` at the config's rate and channels, context included.
-            first: first frame of the core (Wiener windows are counted from it).
-            last: frame after the core's last.
-            stems: networks to run.
-            niter: iterations of the Wiener filter.
-            wiener_win_len: its window, frames.
-            residual: let the filter have one more source, what no network claims, named ``"residual"``.
-            wanted: sources to return, in this order.
-            fast: as of `Options`.
+        On an accelerator all of it is in the device's queue when this returns, and only who asks for results waits. On
+        a CPU a block is worked on when its results are asked for.
 
-        Yields:
-            `(wanted, channels, samples)`, on the CPU, one after the other, ``(last - first - 1) * hop + n_fft`` samples
-            in all; the first is sample ``first * hop - n_fft / 2`` of the block.
+        Returns:
+            For each block in turn its estimates, windowed and overlap-added, not yet divided by the squared windows'
+            sum: `(wanted, channels, samples)` on the CPU, one after the other, ``(last - first - 1) * hop + n_fft``
+            samples in all; the first is sample ``first * hop - n_fft / 2`` of the block.
         """
         if self.device.type == "cpu":
-            yield from self._engine(fast).pieces(
-                waveform,
-                first,
-                last,
-                stems=stems,
-                niter=niter,
-                wiener_win_len=wiener_win_len,
-                residual=residual,
-                wanted=wanted,
+            return self._one_by_one(blocks, recipe)
+        with stage(f"separate on {self.device.type}"):
+            batch = Batch(self.nets, self.config, self.device, blocks, recipe)  # type: ignore[arg-type]
+        return map(iter, ([result] for result in staged("wait", batch.results())))
+
+    @property
+    def works_ahead(self) -> bool:
+        """Whether what `start` began goes on by itself."""
+        return self.device.type != "cpu"
+
+    def abreast(self, stems: int, samples: int) -> int:
+        """How many blocks of so many samples to start together, for so many stems."""
+        return abreast(self.config, stems, samples, self.device)
+
+    def _one_by_one(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
+        if recipe.fast not in self._engines:
+            self._engines[recipe.fast] = Engine(self.nets, self.config, fast=recipe.fast)  # type: ignore[arg-type]
+        for block in blocks:
+            yield self._engines[recipe.fast].pieces(
+                block.waveform,
+                block.first,
+                block.last,
+                stems=recipe.stems,
+                niter=recipe.niter,
+                wiener_win_len=recipe.wiener_win_len,
+                residual=recipe.residual,
+                wanted=recipe.wanted,
             )
-        else:
-            with stage(f"separate on {self.device.type}"):
-                added = self._plain_overlap_added(waveform, first, last, stems, niter, wiener_win_len, residual, wanted)
-            yield added
-
-    def _engine(self, fast: bool) -> Engine:
-        if fast not in self._engines:
-            self._engines[fast] = Engine(self.nets, self.config, fast=fast)  # type: ignore[arg-type]
-        return self._engines[fast]
-
-    @torch.no_grad()
-    def _plain_overlap_added(
-        self,
-        waveform: Tensor,
-        first: int,
-        last: int,
-        stems: tuple[str, ...],
-        niter: int,
-        wiener_win_len: int,
-        residual: bool,
-        wanted: tuple[str, ...],
-    ) -> Tensor:
-        config = self.config
-        spectrum = stft(waveform.to(self.device), config.n_fft, config.hop)
-        magnitude = spectrum.abs()
-        magnitudes = torch.stack([self.nets[stem](magnitude[None])[0, ..., first:last] for stem in stems])
-        magnitudes, residual = self._filter_input(magnitudes, magnitude[..., first:last], niter, residual)
-        estimates = wiener(
-            magnitudes.permute(0, 3, 1, 2),
-            spectrum[..., first:last].permute(2, 0, 1),
-            niter=niter,
-            window=wiener_win_len,
-            residual=residual,
-        )[[(*stems, RESIDUAL).index(source) for source in wanted]]  # (wanted, frames, channels, bins)
-        frames = torch.fft.irfft(estimates.transpose(1, 2), n=config.n_fft)
-        return overlap_add(frames * hann(config.n_fft, frames), config.hop).cpu()
-
-    def _filter_input(self, magnitudes: Tensor, whole: Tensor, niter: int, residual: bool) -> tuple[Tensor, bool]:
-        """What the Wiener filter starts from, `(sources, ...)`, and whether it shall add the residual."""
-        power = self.config.filter_power
-        if niter == 0 or power == 1:
-            return magnitudes, residual
-        return shares(magnitudes, whole, power, residual=residual), False
 
     def _check(self, waveform: Tensor, *, batched: bool) -> None:
         axes = "(batch, channels, samples)" if batched else "(channels, samples)"

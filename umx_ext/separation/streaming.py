@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from umx_ext.errors import AudioError, UsageError
-from umx_ext.separation.engine import RESIDUAL
+from umx_ext.separation.batches import RESIDUAL, Block, Recipe
 from umx_ext.separation.stages import stage
 from umx_ext.spectral import frame_count, hann, overlap_add
 from umx_ext.stems import Stems
@@ -54,7 +54,6 @@ class _Plan:
             missing = ", ".join(unknown) or "(none asked for)"
             raise UsageError(f"this model has no stem {missing}; it has {', '.join(known)}")
         self.options = options
-        self.niter = config.niter if options.niter is None else options.niter
         exact = options.accompaniment == "mixture"
         needed = {"vocals" if stem == "accompaniment" else stem for stem in self.wanted}
         everything = needed == set(config.stems) and len(config.stems) > 1
@@ -66,6 +65,14 @@ class _Plan:
         # What the separator has to give: nothing that is formed by subtraction anyway.
         sources = (*self.nets, *([RESIDUAL] if self.residual else []))
         self.sources = tuple(stem for stem in self.nets if stem != self.remainder) if exact else sources
+        self.recipe = Recipe(
+            stems=self.nets,
+            niter=config.niter if options.niter is None else options.niter,
+            wiener_win_len=options.wiener_win_len,
+            residual=self.residual,
+            wanted=self.sources,
+            fast=options.fast,
+        )
 
     def stems(self, estimates: Tensor, mixture: Tensor, sample_rate: int) -> Stems:
         """Stems out of the estimates `(sources, channels, samples)`, in the mixture's rate and channels."""
@@ -177,6 +184,14 @@ class _Lane:
         yield self.plan.stems(estimates, mixture, self.sample_rate)
 
 
+class _Core(NamedTuple):
+    """The frames from `first` to `stop`; with the last ones, how many samples there are in `total`."""
+
+    first: int
+    stop: int
+    total: int | None
+
+
 class _Blocks:
     """Cuts a signal at the model's rate into blocks and overlap-adds the cores' frames."""
 
@@ -193,6 +208,10 @@ class _Blocks:
         self._start = 0  # first sample that is still needed
         self._next = 0  # first frame of the next core
         self._tail: Tensor | None = None  # sums that the next core's frames complete
+        samples = (self._core + 2 * self._context) * config.hop
+        self._abreast = separator.abreast(len(plan.nets), samples) if self._split else 1
+        self._cut: list[tuple[_Core, Block]] = []  # not yet started
+        self._started: Iterator[tuple[_Core, Iterator[Tensor]]] = iter(())  # not yet asked for
 
     def advance(self, *, end: bool) -> Iterator[Tensor]:
         """Estimates of all samples that can be finished now; with `end`, of all samples."""
@@ -206,28 +225,35 @@ class _Blocks:
             yield from self._process(frames, end=True)
 
     def _process(self, stop: int, *, end: bool) -> Iterator[Tensor]:
-        """Separate the core from `_next` to `stop` (frames) and yield the samples that are complete then."""
-        options, hop, half = self._plan.options, self._config.hop, self._config.n_fft // 2
-        first, total = self._next, self.tape.stop
+        """Cut out the core from `_next` to `stop` (frames), start it when there are enough, yield what is finished."""
+        hop = self._config.hop
+        first, total, offset = self._next, self.tape.stop, self._start // hop
         until = total if end else min(total, (stop + self._context) * hop)
-        offset = self._start // hop
-        pieces = self._separator.pieces(
-            self.tape.read(self._start, until),
-            first - offset,
-            stop - offset,
-            stems=self._plan.nets,
-            niter=self._plan.niter,
-            wiener_win_len=options.wiener_win_len,
-            residual=self._plan.residual,
-            wanted=self._plan.sources,
-            fast=options.fast,
-        )
+        block = Block(self.tape.read(self._start, until), first - offset, stop - offset)
+        self._cut.append((_Core(first, stop, total if end else None), block))
         self._next = stop
         self._start = max(0, (stop - self._context) * hop)
         self.tape.release(self, self._start)
+        if len(self._cut) < self._abreast and not end:
+            return
+        cores, blocks = zip(*self._cut, strict=True)
+        earlier, self._cut = self._started, []
+        self._started = zip(cores, self._separator.start(blocks, self._plan.recipe), strict=True)
+        yield from self._finish(earlier)  # while the device works on those that have just been started
+        if end or not self._separator.works_ahead:
+            yield from self._finish(self._started)
+
+    def _finish(self, started: Iterator[tuple[_Core, Iterator[Tensor]]]) -> Iterator[Tensor]:
+        for core, pieces in started:
+            yield from self._joined(core, pieces)
+
+    def _joined(self, core: _Core, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The samples of a core that are complete with it."""
+        hop, half = self._config.hop, self._config.n_fft // 2
         before, after = self._tail, []  # what the core before reaches into this one, and this one into the next
-        begin = first * hop - half  # half a window before the first frame; what lies before sample 0 is padding
-        complete = total if end else stop * hop - half
+        begin = core.first * hop - half  # half a window before the first frame; what lies before sample 0 is padding
+        complete = core.stop * hop - half if core.total is None else core.total
+        frames = None if core.total is None else core.stop
         for piece in pieces:
             if before is not None:
                 shared = min(piece.shape[-1], before.shape[-1])
@@ -236,12 +262,12 @@ class _Blocks:
             a, b = max(begin, 0), min(begin + piece.shape[-1], complete)
             if a < b:
                 with stage("inverse STFT"):
-                    done = piece[..., a - begin : b - begin] / self._weight(a, b, stop if end else None, piece)
+                    done = piece[..., a - begin : b - begin] / self._weight(a, b, frames, piece)
                 yield done
             begin += piece.shape[-1]
             if begin > complete:  # an empty view would keep the whole piece alive
                 after.append(piece[..., max(complete - begin, -piece.shape[-1]) :])
-        self._tail = None if end else torch.cat(after, dim=-1)
+        self._tail = torch.cat(after, dim=-1) if core.total is None else None
 
     def _weight(self, begin: int, end: int, frames: int | None, like: Tensor) -> Tensor:
         """Sum of the squared windows over samples `begin` to `end`, if there are so many frames (None: no end)."""

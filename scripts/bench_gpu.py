@@ -1,0 +1,136 @@
+"""Songs a minute on a GPU, and how much of the time it is busy: python scripts/bench_gpu.py SONG [--songs N] [--jobs N]
+
+SONG is tiled or cut to four minutes of 44.1 kHz stereo and written as N files, which the command takes apart, several at
+a time, so that decoding and encoding go on beside the device. Each way of doing it is a process of its own, in turn,
+three rounds; a last one counts the time in which a kernel runs. How far the results are from those of the CPU stands
+beside it. Writes `docs/gpu.json` and the table; `--device cpu` tries the script without a GPU and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SECONDS, RATE, ROUNDS = 240, 44100, 3
+WAYS = {
+    "exact": ["--exact"],
+    "fast, the default": [],
+    "fast, blocks of 20 s": ["--segment", "20"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("song", type=Path)
+    parser.add_argument("--songs", type=int, default=24)
+    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--child", nargs=2, metavar=("WAY", "COUNT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.song, *arguments.child, arguments.device, arguments.jobs)
+        return
+
+    import soundfile
+    import torch
+    from bench_separate import difference_db
+    from tables import machine, publish, render
+
+    from umx_ext import audio
+
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --device cpu tries the script")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "songs")
+        folder.mkdir()
+        waveform, rate = audio.read(arguments.song)
+        waveform = audio.resample(waveform, rate, RATE)[:2]
+        waveform = waveform.repeat(2 // len(waveform), math.ceil(SECONDS * RATE / waveform.shape[-1]))
+        first = folder / "000.wav"
+        soundfile.write(first, waveform[:, : SECONDS * RATE].mT.numpy(), RATE, subtype="PCM_16")
+        for number in range(1, arguments.songs):
+            os.link(first, folder / f"{number:03}.wav")
+        mixture = torch.from_numpy(soundfile.read(first, dtype="float32")[0]).mT
+
+        def run(way: str, count: str, device: str = arguments.device) -> dict[str, float]:
+            command = [sys.executable, __file__, str(folder), "--device", device, "--jobs", str(arguments.jobs)]
+            done = subprocess.run([*command, "--child", way, count], check=True, capture_output=True, text=True)
+            result = json.loads(done.stdout.splitlines()[-1])
+            print(device, way, result, file=sys.stderr)
+            return result
+
+        def kept(place: str) -> Path:
+            target = Path(name, place)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(folder / "separated", target)
+            return target
+
+        run("exact", "", "cpu")
+        truth = kept("cpu")
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        for _ in range(ROUNDS):
+            for way, found in seconds.items():
+                found.append(run(way, "")["seconds"])
+        rows = []
+        for way, found in seconds.items():
+            busy = run(way, "busy")["busy"]
+            own = kept(way)
+            pairs = [(path, truth / path.relative_to(own)) for path in own.rglob("000/*.wav")]
+            apart = max(difference_db(one, other, mixture) for one, other in pairs)
+            a_minute = [60 * arguments.songs / each for each in found]
+            low, high = min(a_minute), max(a_minute)
+            rows.append(
+                [way, f"**{statistics.median(a_minute):.0f}** ({low:.0f} to {high:.0f})", f"{busy:.0%}", f"{apart:.0f}"]
+            )
+    table = {
+        "columns": ["umx-ext separate", "songs a minute", "the device is busy", "beside the CPU's --exact, dB"],
+        "rows": rows,
+        "note": f"{arguments.songs} files of four minutes of stereo, 32-bit WAV out, -j {arguments.jobs}, the embedded "
+        f"model; import and loading included; {ROUNDS} rounds in turn, medians (range). The last column is the RMS of "
+        f"the stems' difference beside the mixture's. {device_name(arguments.device)}; {machine()}.",
+    }
+    print(render(table))
+    if arguments.device != "cpu":
+        publish("gpu", table)
+
+
+def child(folder: Path, way: str, count: str, device: str, jobs: int) -> None:
+    from umx_ext import cli
+
+    cli.share_one_heap()  # this and the next as the command does when it starts
+    cli.wait_asleep()
+    started = time.perf_counter()
+    files = sorted(str(path) for path in folder.glob("*.wav"))
+    command = ["separate", *files, "-d", device, "-j", str(jobs), "-q", "--float32", "--if-exists", "overwrite"]
+    command += ["--out", str(folder / "separated"), "--filename", "{track}/{stem}.{ext}", *WAYS[way]]
+    busy = math.nan
+    if count and device != "cpu":
+        import torch
+
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            assert cli.main(command) == 0
+        # All kernels are in one queue, one after the other.
+        busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+    else:
+        assert cli.main(command) == 0
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "busy": busy / seconds}))
+
+
+def device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+if __name__ == "__main__":
+    main()
