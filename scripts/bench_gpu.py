@@ -1,7 +1,7 @@
-"""Songs a minute on a GPU, and how much of the time it is busy: python scripts/bench_gpu.py SONG [--songs N] [--jobs N]
+"""Songs a minute on a GPU, and how much of the time it is busy: python scripts/bench_gpu.py SONG [--songs N]
 
-SONG is tiled or cut to four minutes of 44.1 kHz stereo and written as N files, which the command takes apart, several at
-a time, so that decoding and encoding go on beside the device. Each way of doing it is a process of its own, in turn,
+SONG is tiled or cut to four minutes of 44.1 kHz stereo and written as N files, which the command takes apart, several
+at a time, so that decoding and encoding go on beside the device. Each way of doing it is a process of its own, in turn,
 three rounds; a last one counts the time in which a kernel runs. How far the results are from those of the CPU stands
 beside it. Writes `docs/gpu.json` and the table; `--device cpu` tries the script without a GPU and writes nothing.
 """

@@ -32,9 +32,12 @@ TITLES = {
     "umx_ext exact": "umx_ext --exact --no-split",
     "umx_ext wiener": "umx_ext --exact --no-split --accompaniment wiener",
     "nothing": "nothing: read the WAV, write it out",
+    "floor": "the floor",
     "demucs": "demucs, HTDemucs",
 }
-STEMS = {"karaoke": ["vocals"], "four stems": ["vocals", "drums", "bass", "other"]}
+WITH_MEL = "karaoke, linear + mel"  # beside open-unmix's, which has the linear branch alone
+STEMS = {"karaoke": ["vocals"], WITH_MEL: ["vocals"], "four stems": ["vocals", "drums", "bass", "other"]}
+MODELS = {"karaoke": "1", WITH_MEL: "mel", "four stems": "4"}
 
 
 def main() -> None:
@@ -50,13 +53,15 @@ def main() -> None:
             open_unmix(STEMS[job], arguments.song, Path(folder))
         elif system == "nothing":
             nothing(STEMS[job], arguments.song, Path(folder))
+        elif system == "floor":
+            floor(STEMS[job], arguments.song, Path(folder), MODELS[job])
         elif system == "demucs":
             demucs(arguments.song, Path(folder))
         else:
             options = TITLES[system].split()[1:]
             if len(STEMS[job]) > 1:  # the filter's own estimates, as open-unmix writes them; `other` would be the rest
                 options += ["--accompaniment", "wiener"]
-            ours(STEMS[job], arguments.song, Path(folder), options)
+            ours(MODELS[job], arguments.song, Path(folder), options)
         return
 
     import soundfile
@@ -77,6 +82,7 @@ def main() -> None:
         common = ["open-unmix", "umx_ext", "umx_ext whole", "umx_ext exact"]
         for job, systems in {
             "karaoke": [*common, "umx_ext wiener", "nothing"],
+            WITH_MEL: [*common, "floor"],
             "four stems": [*common, "nothing", *["demucs"] * arguments.demucs],
         }.items():
             results: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
@@ -95,7 +101,7 @@ def main() -> None:
                 pairs = zip(results[system], results["open-unmix"], strict=False)  # Demucs runs once
                 ratios = [theirs["seconds"] / its["seconds"] for its, theirs in pairs]
                 apart = ""
-                if system.startswith("umx_ext"):
+                if system.startswith("umx_ext") and job != WITH_MEL:
                     own, other = Path(folder, job, system), Path(folder, job, "open-unmix")
                     names = [f"{stem}.wav" for stem in compared(job, system)]
                     apart = f"{max(difference_db(own / name, other / name, mixture) for name in names):.0f}"
@@ -108,7 +114,7 @@ def main() -> None:
                         "1"
                         if system == "open-unmix"
                         else f"**{speed:.1f}x**"
-                        if apart
+                        if system.startswith("umx_ext")
                         else f"{speed:.{2 * (speed < 1)}f}x",
                         f"{peak:.0f}",
                         apart,
@@ -122,6 +128,8 @@ def main() -> None:
         f"{arguments.rounds} runs each in turn (of Demucs, which has weights of its own, one); seconds are medians "
         "(range), speed is the median ratio of paired runs, "
         "memory the peak of the whole process, the difference the RMS of the stems' difference beside the mixture's. "
+        "The floor is what exact float32 cannot do without: all products of the network at the rate that this machine "
+        "has for large matrices, one transform there and one back, reading and writing. "
         f"{machine()}.",
         "runs": detail,
     }
@@ -202,7 +210,7 @@ def open_unmix(stems: list[str], song: Path, folder: Path) -> None:
     report(started)
 
 
-def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None:
+def ours(model: str, song: Path, folder: Path, options: list[str]) -> None:
     from umx_ext import cli
 
     cli.share_one_heap()  # this and the next as the command does when it starts
@@ -218,10 +226,10 @@ def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None
     assert all(imported)
     torch.set_num_threads(THREADS)
     started = time.perf_counter()
-    model = song.with_name(f"{len(stems)}.safetensors")
+    path = str(song.with_name(f"{model}.safetensors"))
     code = cli.main(
         [
-            *("separate", str(song), "-n", str(model), "--float32", "-q", "--if-exists", "overwrite"),
+            *("separate", str(song), "-n", path, "--float32", "-q", "--if-exists", "overwrite"),
             *("--out", str(folder), "--filename", "{stem}.{ext}", *options),
         ]
     )
@@ -229,7 +237,7 @@ def ours(stems: list[str], song: Path, folder: Path, options: list[str]) -> None
     report(started)
 
 
-def nothing(stems: list[str], song: Path, folder: Path) -> None:
+def nothing(stems: list[str], song: Path, folder: Path, *, said: bool = True) -> None:
     """What reading and writing take: the song itself under the names of the stems."""
     import soundfile
 
@@ -237,7 +245,38 @@ def nothing(stems: list[str], song: Path, folder: Path) -> None:
     waveform, rate = soundfile.read(song, dtype="float32", always_2d=True)
     for name in [*stems, "accompaniment"] if len(stems) == 1 else stems:
         soundfile.write(folder / f"{name}.wav", waveform, rate, subtype="FLOAT")
-    report(started)
+    if said:
+        report(started)
+
+
+def floor(stems: list[str], song: Path, folder: Path, model: str) -> None:
+    """What the job cannot do without: products at the rate of large matrices, two transforms, reading and writing."""
+    import torch
+
+    from umx_ext.separation import pretrained
+
+    torch.set_num_threads(THREADS)
+    separator = pretrained.load(str(song.with_name(f"{model}.safetensors")))
+    weights = sum(values.numel() for values in separator.nets.parameters() if values.dim() == 2)  # once a frame each
+    config, frames = separator.config, SECONDS * RATE // separator.config.hop + 1
+    matrix = torch.randn(2048, 2048)
+    rate = 2 * len(matrix) ** 3 / best(lambda: matrix @ matrix)
+    signal = torch.randn(32, config.channels, config.n_fft)
+    spectrum = torch.fft.rfft(signal)
+    transforms = best(lambda: torch.fft.rfft(signal)) + len(stems) * best(lambda: torch.fft.irfft(spectrum))
+    started = time.perf_counter()
+    nothing(stems, song, folder, said=False)
+    report(started - 2 * weights * frames / rate - transforms * frames / len(signal))
+
+
+def best(work) -> float:  # type: ignore[no-untyped-def]
+    """Seconds of the quickest of some runs."""
+    seconds = []
+    for _ in range(30):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def demucs(song: Path, folder: Path) -> None:
@@ -268,12 +307,16 @@ def write_models(folder: Path) -> None:
     from umx_ext.separation.pretrained import save
     from umx_ext.separation.separator import Separator
 
-    for stems in STEMS.values():
+    torch.manual_seed(0)
+    with_mel = Config(stems=tuple(STEMS[WITH_MEL]), branches=("linear", "mel"))
+    save(Separator(with_mel), folder / f"{MODELS[WITH_MEL]}.safetensors", metadata={}, half=False)
+    for job in ("karaoke", "four stems"):
+        stems = STEMS[job]
         separator = Separator(Config(stems=tuple(stems)))
         for stem, net in separator.nets.items():
             torch.save(weights(stem), folder / f"{stem}.pth")
             net.load_state_dict(from_openunmix_state(weights(stem)), strict=False)
-        save(separator, folder / f"{len(stems)}.safetensors", metadata={}, half=False)
+        save(separator, folder / f"{MODELS[job]}.safetensors", metadata={}, half=False)
 
 
 def compared(job: str, system: str) -> list[str]:

@@ -818,3 +818,24 @@ def test_a_real_song_and_a_film_come_out_as_long_as_they_went_in(run: Run, data:
             10 ** (record["gain_db"] / 20) * waveform.numpy(),
             atol=1.01 * 2**-15 + 1e-4 * (record["gain_db"] < 0),
         )
+
+
+def test_openmp_sleeps_between_loops_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cli.wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    cli.wait_asleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+@pytest.mark.parametrize("command, policy", [("separate", "PASSIVE"), ("train", None)])
+def test_only_the_process_of_the_command_separate_has_openmp_sleep(command: str, policy: str | None) -> None:
+    code = (
+        "import os, sys, umx_ext.cli as cli; "
+        f"sys.argv = ['umx-ext', '{command}', '--help']; "
+        "cli.main = lambda: print(os.environ.get('OMP_WAIT_POLICY')) or 0; cli.run()"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == str(policy)

@@ -221,7 +221,7 @@ class Arguments:
             "--exact",
             group=_MODEL,
             help="Networks in full float32; without it some processors round their products, which is faster and "
-            "changes the stems by some -65 dB of the song.",
+            "changes the stems by less than -60 dB of the song.",
         ),
     ] = False
     accept_license: Annotated[

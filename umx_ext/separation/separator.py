@@ -46,7 +46,7 @@ class Options:
         split: False: no blocks, the network sees everything at once; memory then grows with the length.
         fast: round what goes into the networks' products: on a CPU to integers of 12 bits where that is faster, which
             is where the package's compiled loops are used; on CUDA devices to half precision. It changes the stems by
-            some -65 dB of the mixture.
+            less than -60 dB of the mixture.
     """
 
     stems: tuple[str, ...] | None = None
