@@ -1,13 +1,15 @@
-"""Our separation against open-unmix 1.3.0, same random weights, in turn: scripts/bench_separate.py SONG [--demucs]
+"""Our separation against open-unmix 1.3.0, in turn: scripts/bench_separate.py SONG [--demucs]
 
 SONG is tiled or cut to four minutes of 44.1 kHz stereo. Each run is a process of its own with two threads: it loads the
 model, reads a WAV with soundfile, separates it and writes float WAVs; on our side that is the command itself. Time
 counts from after the imports to the last file written; memory is the peak resident set of the whole process. Needs the
 extra `research`. Writes `docs/speed.json` and the tables.
 
-Beside them stand two that do something else: nothing at all, which is to read the WAV and to write it twice (or four
-times), and with --demucs HTDemucs at the size of its released model, once (its four stems take minutes; `pip install
-demucs`). Its weights are random too, which does not change its speed.
+Weights are random and the same on both sides. Our network with a mel branch as well, which open-unmix does not have,
+stands beside open-unmix's own job and beside a floor that is computed. Three others do something else: nothing at all,
+which is to read the WAV and to write it twice (or four times), that floor, and with --demucs HTDemucs at the size of
+its released model, once (its four stems take minutes; `pip install demucs`). Its weights are random too, which does
+not change its speed.
 """
 
 from __future__ import annotations
@@ -124,7 +126,8 @@ def main() -> None:
     table = {
         "columns": ["job", "system", "seconds", "speed", "peak memory, MB", "difference from open-unmix, dB"],
         "rows": rows,
-        "note": f"Four minutes of stereo at 44.1 kHz, the same random weights (open-unmix's size), {THREADS} threads, "
+        "note": f"Four minutes of stereo at 44.1 kHz, random weights of open-unmix's size, the same where the "
+        f"networks are, {THREADS} threads, "
         f"{arguments.rounds} runs each in turn (of Demucs, which has weights of its own, one); seconds are medians "
         "(range), speed is the median ratio of paired runs, "
         "memory the peak of the whole process, the difference the RMS of the stems' difference beside the mixture's. "

@@ -241,7 +241,8 @@ def test_float_input_gives_float_files(run: Run, tmp_path: Path, model: str) -> 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_files_hold_what_the_library_separates(run: Run, tmp_path: Path, model: str, exact: bool) -> None:
     given, how = song(tmp_path / "song.wav"), ["--exact"] if exact else []
-    run("separate", given, "-n", model, "--float32", "--niter", "2", "--wiener-win-len", "100", "--no-split", *how)
+    how += ["--niter", "2", "--wiener-win-len", "100", "--no-split"]
+    run("separate", given, "-n", model, "-d", "cpu", "--float32", *how)
     waveform, rate = audio.read(given)
     options = Options(niter=2, wiener_win_len=100, split=False, fast=not exact)
     stems = pretrained.load(model).separate(waveform, rate, options)
@@ -253,7 +254,7 @@ def test_the_files_hold_what_the_library_separates(run: Run, tmp_path: Path, mod
 def test_the_command_is_fast_by_default_and_near_what_is_exact(run: Run, tmp_path: Path, model: str) -> None:
     given = song(tmp_path / "song.wav")
     for folder, how in (("fast", []), ("exact", ["--exact"])):
-        assert run("separate", given, "-n", model, "--float32", "-o", folder, *how).code == 0
+        assert run("separate", given, "-n", model, "-d", "cpu", "--float32", "-o", folder, *how).code == 0
     fast, exact = (stored(next(tmp_path.glob(f"{folder}/**/vocals.wav"))) for folder in ("fast", "exact"))
     apart = np.sqrt(np.mean((fast - exact) ** 2)) / np.sqrt(np.mean(stored(given) ** 2))
     assert apart < 10 ** (-50 / 20)

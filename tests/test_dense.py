@@ -13,11 +13,13 @@ from umx_ext.separation import dense
 from umx_ext.separation.dense import FUNCTIONS, Matrix, lstm_steps
 
 
-def require_loops() -> None:
+def require_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use them also where torch is faster, with AVX-512."""
     if dense._dense is None:
         pytest.skip("the loops were not compiled here")
-    if not dense.compiled():
+    if not dense._dense.CAPABLE:
         pytest.skip("the loops are not for this processor")
+    monkeypatch.setattr(dense, "compiled", lambda: dense._dense is not None)
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -25,13 +27,13 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(dense, "_dense", None)
     else:
-        require_loops()
+        require_loops(monkeypatch)
     return str(request.param)
 
 
 @pytest.fixture
-def loops() -> None:
-    require_loops()
+def loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_loops(monkeypatch)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -84,12 +86,21 @@ def test_roundings_are_no_larger_than_torch_s(inputs: int) -> None:
     assert error < 1.2 * (rows @ values - exact).square().mean().sqrt()
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("then", ["", "sigmoid"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.usefixtures("loops")
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    rows, matrix = drawn(200, 300), Matrix(drawn(300, 40, seed=1))
-    whole = matrix.product(rows)
-    for first, last in ((0, 1), (5, 9), (17, 150), (199, 200)):
-        assert torch.equal(matrix.product(rows[first:last]), whole[first:last])
+def test_a_row_does_not_depend_on_its_neighbours(rounded: bool, then: str, biased: bool, add: bool) -> None:
+    rows, matrix = drawn(200, 1100), Matrix(drawn(1100, 40, seed=1), rounded=rounded)
+    bias, before = drawn(40, seed=2) if biased else None, drawn(200, 40, seed=3)
+
+    def product(first: int, last: int) -> Tensor:
+        return matrix.product(rows[first:last], bias, out=before[first:last].clone(), add=add, then=then)
+
+    whole = product(0, 200)
+    for first, last in ((0, 1), (5, 9), (17, 150), (21, 26), (199, 200)):
+        assert torch.equal(product(first, last), whole[first:last])
 
 
 @pytest.mark.parametrize("then", ["relu", "sigmoid", "tanh"])
@@ -251,9 +262,9 @@ def test_what_is_undefined_in_one_row_stays_there() -> None:
     assert torch.equal(Matrix(torch.zeros(40, 33), rounded=True).product(rows[7:], bias), bias.expand(2, -1))
 
 
-@pytest.mark.usefixtures("loops")
-def test_a_rounded_row_does_not_depend_on_its_neighbours() -> None:
-    rows, matrix = drawn(200, 1100), Matrix(drawn(1100, 40, seed=1), rounded=True)
-    whole = matrix.product(rows)
-    for first, last in ((0, 1), (5, 9), (17, 150), (199, 200)):
-        assert torch.equal(matrix.product(rows[first:last]), whole[first:last])
+@pytest.mark.usefixtures("way")
+def test_an_input_without_weight_does_not_count() -> None:
+    values, rows = 0.01 * drawn(600, 50), drawn(30, 600, seed=1)
+    values[7], rows[:, 7] = 0, 1e3
+    exact = exactly(rows, values, None, None, "")
+    assert db(Matrix(values, rounded=True).product(rows) - exact, exact) < -60

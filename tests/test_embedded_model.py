@@ -12,7 +12,7 @@ import torch
 
 import umx_ext
 from umx_ext import audio
-from umx_ext.corpora import MUSDB_STREAMS
+from umx_ext.corpora import MUSDB_STREAMS, find_songs, targets
 from umx_ext.evaluation.sdr import median_sdr
 from umx_ext.separation import pretrained
 
@@ -41,6 +41,22 @@ def test_it_is_small_and_says_where_it_comes_from(model):
 def test_its_card_and_licence_are_shown():
     assert "MUSDB18" in pretrained.card("umx_ext") and "MIR-1K" in pretrained.card("umx_ext")
     assert "non-commercial" in pretrained.license("umx_ext")
+
+
+def test_the_fast_mode_is_within_60_db_of_the_exact(model, data):
+    """Of the mixture, on songs as they are and far above full scale, and no SDR changes by 0.02 dB."""
+    songs = find_songs(data / "musdb18-7", "valid")[:5]
+    assert len(songs) == 5
+    for song in songs:
+        stems = song.read()
+        mixture, vocals = stems.mixture, targets(stems)["vocals"]
+        for scale in (1.0, 100.0):
+            exact, fast = (
+                model.separate(mixture * scale, 44100, umx_ext.Options(fast=fast))["vocals"] for fast in (False, True)
+            )
+            assert level_db(fast - exact) - level_db(mixture * scale) < -60
+            change = median_sdr(vocals, fast / scale, 44100) - median_sdr(vocals, exact / scale, 44100)
+            assert abs(change) < 0.02
 
 
 def test_it_meets_its_bar_on_the_30_test_songs(model, data):

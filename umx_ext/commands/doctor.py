@@ -124,7 +124,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     loops = "compiled"
     if not planar.compiled():
         loops = "torch's, slower; with a C compiler: pip install --force-reinstall --no-deps --no-cache-dir umx-ext"
-    products = "compiled" if dense.compiled() else "torch's"
+    products = "compiled, of 12 bits unless --exact" if dense.compiled() else "torch's, float32"
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
     yield "cpu", f"{threads}; Wiener filter: {loops}; products: {products}"
     if torch.cuda.is_available():

@@ -66,11 +66,13 @@ static Py_ssize_t block(Py_ssize_t count) {
 #define AVX2 __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline)) AVX2
 
-/* With the wider vectors of AVX-512, torch's own products are faster than these. */
-static int usable(void) {
+static int capable(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
+
+/* With the wider vectors of AVX-512, torch's own products are faster than these. */
+static int usable(void) { return capable() && !__builtin_cpu_supports("avx512f"); }
 
 /* Of two numbers one is nan: x86 gives the second. Here that is the value, never the limit. */
 INLINE __m256 limited(__m256 value, float low, float high) {
@@ -350,6 +352,7 @@ static AVX2 void run(const Lstm *job, float *side) {
 
 #else
 
+static int capable(void) { return 0; }
 static int usable(void) { return 0; }
 static void multiply(const Product *job, float *side) { (void)job, (void)side; }
 static void run(const Lstm *job, float *side) { (void)job, (void)side; }
@@ -421,7 +424,8 @@ static PyMethodDef methods[] = {
 
 static int fill(PyObject *module) {
     return PyModule_AddIntConstant(module, "LAYOUT", LAYOUT) || PyModule_AddIntConstant(module, "WIDE", WIDE) ||
-           PyModule_AddIntConstant(module, "MOST", MOST) || PyModule_AddIntConstant(module, "USABLE", usable());
+           PyModule_AddIntConstant(module, "MOST", MOST) || PyModule_AddIntConstant(module, "CAPABLE", capable()) ||
+           PyModule_AddIntConstant(module, "USABLE", usable());
 }
 
 static PyModuleDef_Slot slots[] = {

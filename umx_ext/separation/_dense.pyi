@@ -3,7 +3,8 @@
 LAYOUT: int
 WIDE: int
 MOST: int
-USABLE: int
+CAPABLE: int  # of running the loops
+USABLE: int  # and better than torch
 
 def product(
     panels: int,

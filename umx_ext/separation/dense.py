@@ -4,14 +4,15 @@ A general product has to arrange its right side anew each time, which for a few 
 The weights do not change, so here that is done when they are read. The function that follows a product is applied while
 its results are in registers, and an LSTM's steps run without the interpreter.
 
-The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2. Elsewhere, and
-with AVX-512, for which torch's own products are faster, torch does it: the same numbers but for roundings.
+The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2, not on Windows.
+Elsewhere, and with AVX-512, for which torch's own products are faster, torch does it: the same numbers but for
+roundings.
 
 The loops can also multiply integers, which is faster by half and takes half of the memory's traffic. Both sides are
 rounded to 12 bits, sign included: the matrix in steps of each output's largest weight / 2047, the rows in steps of each
-row's largest number / 2047. So that small inputs with large weights are not lost beside large inputs with small ones,
-each input is first multiplied by, and its weights divided by, a factor: the root mean square of its weights. Sums are
-exact. The error is some -70 dB of a product.
+row's largest number / 2047, for 1024 inputs at a time. So that small inputs with large weights are not lost beside
+large inputs with small ones, each input is first multiplied by, and its weights divided by, a factor: the root mean
+square of its weights. Sums of up to 512 products are exact. The error is some -70 dB of a product.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Matrix:
     Args:
         values: float32 `(inputs, outputs)`, neither of them 0. They are copied, or kept as they are and not to be
             changed.
-        rounded: multiply integers where the compiled loops are used. Elsewhere it changes nothing.
+        rounded: multiply integers where the compiled loops are used. Elsewhere it changes nothing. The products of a
+            row with something infinite in it are undefined then.
 
     Attributes: inputs; outputs.
     """
@@ -70,14 +72,13 @@ class Matrix:
 
     def _rounded(self, values: Tensor) -> Tensor:
         """The integers, of 16 bits, those of two inputs in one of 32: `(inputs / 2, outputs)`."""
-        factors = values.square().mean(1).sqrt()
-        factors = torch.where(factors > 0, factors, 1)
-        scaled = values / factors[:, None]
+        factors = values.double().square().mean(1).sqrt().float()
+        scaled = values / torch.where(factors > 0, factors, 1)[:, None]
         steps = scaled.abs().amax(0) / _dense.MOST
         whole = (scaled / torch.where(steps > 0, steps, 1)).round().int()
         if self.inputs % 2:
             whole = torch.cat([whole, whole.new_zeros(1, self.outputs)])
-        self.factors = factors
+        self.factors = factors  # 0 for an input that has no weight: it must not count as a row's largest
         self.steps = torch.nn.functional.pad(steps, (0, -self.outputs % _dense.WIDE))
         low, high = whole.unflatten(0, (-1, 2)).unbind(1)
         return (high << 16) | (low & 0xFFFF)

@@ -343,7 +343,8 @@ class _Job:
         reach: Tensor | None = None  # what the frames so far add to the blocks after them
         for blocks in self._do(tasks, _ENCODE + _RECUR, 1.0):
             if reach is not None:
-                blocks = torch.cat([blocks[:, :, : reach.shape[2]] + reach, blocks[:, :, reach.shape[2] :]], dim=2)
+                with torch.inference_mode():  # as the worker made them
+                    blocks[:, :, : reach.shape[2]] += reach
             done = blocks.shape[2] - self.shared
             yield blocks[:, :, :done].flatten(-2).clone()
             reach = blocks[:, :, done:].clone()

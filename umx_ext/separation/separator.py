@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from umx_ext.errors import AudioError, ModelError, UsageError
 from umx_ext.separation.batches import Batch, Block, Recipe, abreast, filter_input
 from umx_ext.separation.config import Config
+from umx_ext.separation.dense import compiled
 from umx_ext.separation.engine import Engine
 from umx_ext.separation.masknet import MaskNet
 from umx_ext.separation.stages import stage, staged
@@ -45,8 +46,9 @@ class Options:
         overlap_s: context on each side of a block, seconds.
         split: False: no blocks, the network sees everything at once; memory then grows with the length.
         fast: round what goes into the networks' products: on a CPU to integers of 12 bits where that is faster, which
-            is where the package's compiled loops are used; on CUDA devices to half precision. It changes the stems by
-            less than -60 dB of the mixture.
+            is where the package's compiled loops are used; on CUDA devices to half precision. What was measured of
+            it: -60 to -75 dB of the mixture (docs/performance.md). Without, a BLSTM on a CUDA device still has what
+            ``torch.backends.cudnn`` allows, which by torch's default is TF32.
     """
 
     stems: tuple[str, ...] | None = None
@@ -243,10 +245,11 @@ class Separator(nn.Module):
         return abreast(self.config, stems, samples, self.device)
 
     def _one_by_one(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
-        if recipe.fast not in self._engines:
-            self._engines[recipe.fast] = Engine(self.nets, self.config, fast=recipe.fast)  # type: ignore[arg-type]
+        fast = recipe.fast and compiled()  # elsewhere both are the same
+        if fast not in self._engines:
+            self._engines[fast] = Engine(self.nets, self.config, fast=fast)  # type: ignore[arg-type]
         for block in blocks:
-            yield self._engines[recipe.fast].pieces(
+            yield self._engines[fast].pieces(
                 block.waveform,
                 block.first,
                 block.last,

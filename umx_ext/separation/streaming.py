@@ -144,7 +144,7 @@ class _Lane:
                 blocks.tape.push(self._to_model(block, group))
         per_group = [blocks.advance(end=end) for blocks in self._blocks]
         for parts in zip(*per_group, strict=True):  # each (sources, model channels, samples)
-            estimates = torch.cat(parts, dim=1)
+            estimates = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
             if self.channels == 1:
                 estimates = estimates.mean(dim=1, keepdim=True)
             if self._back is not None:
@@ -261,8 +261,9 @@ class _Blocks:
                 before = before[..., shared:] if before.shape[-1] > shared else None
             a, b = max(begin, 0), min(begin + piece.shape[-1], complete)
             if a < b:
+                done = piece[..., a - begin : b - begin]
                 with stage("inverse STFT"):
-                    done = piece[..., a - begin : b - begin] / self._weight(a, b, frames, piece)
+                    done /= self._weight(a, b, frames, piece)
                 yield done
             begin += piece.shape[-1]
             if begin > complete:  # an empty view would keep the whole piece alive
