@@ -2,8 +2,9 @@
 
 SONG is tiled or cut to four minutes of 44.1 kHz stereo and written as N files, which the command takes apart, several
 at a time, so that decoding and encoding go on beside the device. Each way of doing it is a process of its own, in turn,
-three rounds; a last one counts the time in which a kernel runs. How far the results are from those of the CPU stands
-beside it. Writes `docs/gpu.json` and the table; `--device cpu` tries the script without a GPU and writes nothing.
+three rounds; a last one, of four files, counts the time in which a kernel runs. How far the results are from those of
+the CPU stands beside it. Writes `docs/gpu.json` and the table; `--device cpu` tries the script without a GPU and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> None:
             shutil.copytree(folder / "separated", target)
             return target
 
-        run("exact", "", "cpu")
+        run("exact", "one", "cpu")
         truth = kept("cpu")
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(ROUNDS):
@@ -109,21 +110,32 @@ def child(folder: Path, way: str, count: str, device: str, jobs: int) -> None:
     cli.share_one_heap()  # this and the next as the command does when it starts
     cli.wait_asleep()
     started = time.perf_counter()
-    files = sorted(str(path) for path in folder.glob("*.wav"))
+    files = sorted(str(path) for path in folder.glob("*.wav"))[: {"one": 1, "busy": 4}.get(count)]
     command = ["separate", *files, "-d", device, "-j", str(jobs), "-q", "--float32", "--if-exists", "overwrite"]
     command += ["--out", str(folder / "separated"), "--filename", "{track}/{stem}.{ext}", *WAYS[way]]
     busy = math.nan
-    if count and device != "cpu":
+    if count == "busy" and device != "cpu":
         import torch
 
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            started = time.perf_counter()
             assert cli.main(command) == 0
-        # All kernels are in one queue, one after the other.
-        busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+            seconds = time.perf_counter() - started
+        events = profile.events() or []
+        busy = covered([(event.time_range.start, event.time_range.end) for event in events]) / 1e6
     else:
         assert cli.main(command) == 0
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     print(json.dumps({"seconds": seconds, "busy": busy / seconds}))
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """How long at least one of them lasts."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def device_name(device: str) -> str:

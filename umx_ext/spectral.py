@@ -24,10 +24,15 @@ def _hann_double(n_fft: int) -> Tensor:
     return torch.hann_window(n_fft, periodic=True, dtype=torch.float64)
 
 
+@functools.lru_cache(maxsize=16)
+def _hann(n_fft: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # whoever asks first
+        return _hann_double(n_fft).to(device=device, dtype=dtype)
+
+
 def hann(n_fft: int, like: Tensor) -> Tensor:
     """Periodic Hann window in the real dtype and on the device of `like`. Shape: `(n_fft,)`."""
-    dtype = like.real.dtype if like.is_complex() else like.dtype
-    return _hann_double(n_fft).to(device=like.device, dtype=dtype)
+    return _hann(n_fft, like.device, like.real.dtype if like.is_complex() else like.dtype)
 
 
 def frame_count(samples: int, hop: int) -> int:

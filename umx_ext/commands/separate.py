@@ -137,7 +137,7 @@ class _Run:
     def __init__(self, arguments: Arguments, terminal: Terminal) -> None:
         self.arguments = arguments
         self.terminal = terminal
-        self.failed: dict[str, UmxError] = {}
+        self.failed: dict[str, int] = {}  # exit codes; an error would keep what was on its way alive
         self.succeeded = 0
         self.cancelled = threading.Event()
 
@@ -353,7 +353,7 @@ class _Run:
         )
 
     def _fail(self, shown: str, error: UmxError) -> None:
-        self.failed[shown] = error
+        self.failed[shown] = error.exit_code
         self.terminal.error(str(error))
         if self.arguments.json:
             self.terminal.record(
@@ -371,5 +371,5 @@ class _Run:
                 f"{len(names)} of {len(names) + self.succeeded} inputs failed, {rest}: "
                 f"{', '.join(names[:MOST_NAMED])}{more}"
             )
-        codes = {error.exit_code for error in self.failed.values()}
+        codes = set(self.failed.values())
         return codes.pop() if len(codes) == 1 and not self.succeeded else UmxError.exit_code

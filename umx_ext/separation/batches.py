@@ -1,18 +1,18 @@
 """Inference on an accelerator: blocks of a song side by side in one batch, in the arithmetic of `Separator.forward`.
 
-A BLSTM's steps follow one another, however wide the device is, so the networks see several blocks at once. Blocks of
-different lengths are padded, and none hears its padding. Whatever follows the networks is wide enough block by block,
-which bounds memory.
+A BLSTM's steps follow one another, however wide the device is, so the networks see several blocks at once; they are cut
+to one length, because packed sequences cost a BLSTM its fastest algorithms and a look at the host. Whatever follows the
+networks is wide enough block by block, which bounds memory.
 
-Nothing waits: a batch is put into the device's queue when it is made, with its transfers from and to pinned memory, and
-only who asks for a result waits for it. Between the waveform that goes there and the finished one that comes back
-nothing returns to the host.
+On CUDA nothing waits: a batch is put into the device's queue when it is made, with its transfers from and to pinned
+memory, and only who asks for a result waits for it. Between the waveform that goes there and the estimates, windowed
+and overlap-added, that come back nothing returns to the host.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,9 @@ __all__ = ["RESIDUAL", "Batch", "Block", "Recipe", "abreast", "filter_input"]
 
 RESIDUAL = "residual"
 
-_MOST = 16  # blocks; with more the products are as wide as any device
-_PLANES, _PLANES_A_STEM = 8, 10  # float32 spectrograms of a block that are alive together, with some to spare
+_MOST, _MOST_S = 16, 500.0  # blocks of a batch, and seconds in all: what waits for a batch is kept on the host
+_PLANES, _PLANES_A_BLOCK = 30, 6  # float32 spectrograms of a block that are alive together, counted for one stem,
+_MORE, _MORE_A_BLOCK = 8, 2  # and for each stem more
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Batch:
         nets: a network a stem, on the device.
         config: what they were built from.
         device: where to work.
-        blocks: at least one.
+        blocks: at least one, all of as many frames.
         recipe: what to do with them.
     """
 
@@ -88,19 +89,16 @@ class Batch:
         recipe: Recipe,
     ) -> None:
         self._config, self._recipe, self._device = config, recipe, device
+        # Whatever mode they are in, as the engine does.
+        nets = {stem: copy.deepcopy(nets[stem]).eval() if nets[stem].training else nets[stem] for stem in recipe.stems}
         spectra = [
             stft(self._there(block.waveform), config.n_fft, config.hop).movedim(-1, 0) for block in blocks
         ]  # each (frames, channels, bins)
-        lengths = [len(spectrum) for spectrum in spectra]
-        magnitude = spectra[0].real.new_zeros(len(blocks), max(lengths), config.channels, config.bins)
-        for spectrum, padded in zip(spectra, magnitude, strict=True):
-            torch.abs(spectrum, out=padded[: len(spectrum)])
-        frames = lengths if len(set(lengths)) > 1 else None
+        if len({len(spectrum) for spectrum in spectra}) > 1:
+            raise ValueError(f"expected blocks of one length, got frames {[len(spectrum) for spectrum in spectra]}")
+        magnitude = torch.stack([spectrum.abs() for spectrum in spectra])
         half = recipe.fast and device.type != "mps"
-        masks = []  # each (blocks, frames, channels, bins)
-        for stem in recipe.stems:
-            with torch.autocast(device.type, torch.float16) if half else nullcontext():
-                masks.append(nets[stem].mask(magnitude, frames))
+        masks = [nets[stem].mask(magnitude, half=half) for stem in recipe.stems]  # each as the magnitude
         self._results = []
         for number, (block, spectrum) in enumerate(zip(blocks, spectra, strict=True)):
             core = slice(block.first, block.last)
@@ -137,7 +135,7 @@ class Batch:
             return lambda: result.cpu()
         host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
         host.copy_(result, non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event(blocking=True)
         arrived.record(torch.cuda.current_stream(self._device))
 
         def waited() -> Tensor:
@@ -168,4 +166,7 @@ def abreast(config: Config, stems: int, samples: int, device: torch.device) -> i
         return 1
     plane = 4 * frame_count(samples, config.hop) * config.channels * config.bins
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(_MOST, free // 2 // (plane * (_PLANES + _PLANES_A_STEM * stems))))
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what it has freed
+    fixed, each = _PLANES + _MORE * (stems - 1), _PLANES_A_BLOCK + _MORE_A_BLOCK * (stems - 1)
+    held = (free // 2 // plane - fixed) // each
+    return max(1, min(_MOST, int(_MOST_S * config.sample_rate / samples), held))

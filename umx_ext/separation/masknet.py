@@ -9,13 +9,12 @@ by default), and one decoder follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
@@ -64,32 +63,24 @@ class Encoder(nn.Module):
             dropout=config.dropout if config.layers > 1 else 0.0,
         )
 
-    def forward(self, magnitude: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-        """`(batch, frames, channels, bins)` -> `(frames, batch, 2 * hidden)`: encoder output beside BLSTM output."""
-        with _float32(magnitude.device.type):
-            hidden = self._encoded(magnitude).transpose(0, 1)
-        if frames is None:
-            recurrent, _ = self.lstm(hidden)
-        else:
-            packed = pack_padded_sequence(hidden, torch.tensor(frames), enforce_sorted=False)
-            recurrent, _ = pad_packed_sequence(self.lstm(packed)[0], total_length=len(hidden))
-        return torch.cat([hidden, recurrent], dim=-1)
-
-    def _encoded(self, magnitude: Tensor) -> Tensor:
-        """`(batch, frames, channels, bins)` -> `(batch, frames, hidden)`."""
+    def encoded(self, magnitude: Tensor) -> Tensor:
+        """`(batch, frames, channels, bins)` -> `(frames, batch, hidden)`: what the BLSTM hears."""
         features = self.branch(magnitude)
         # fc1 of the standardised features, with the standardisation in its matrix: features are many, and only the
         # small products have to be differentiated.
         weight = self.fc1.weight.view(-1, *features.shape[2:])  # (hidden, channels, features)
         bias = (weight @ (self.mean * self.scale)).sum(dim=1)
         hidden = functional.linear(features.flatten(2), (weight * self.scale).flatten(1), bias)
-        return torch.tanh(_normalised(self.bn1, hidden))
+        return torch.tanh(_normalised(self.bn1, hidden)).transpose(0, 1)
 
+    def followed(self, hidden: Tensor) -> Tensor:
+        """What `encoded` gave, `(frames, batch, hidden)`, -> that beside the BLSTM's, `(frames, batch, 2 * hidden)`."""
+        recurrent, _ = self.lstm(hidden)
+        return torch.cat([hidden, recurrent], dim=-1)
 
-def _float32(device: str) -> AbstractContextManager[Any]:
-    """Without autocast, where it is on: magnitudes have a range that half precision has not."""
-    on = torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    def forward(self, magnitude: Tensor) -> Tensor:
+        """`(batch, frames, channels, bins)` -> `(frames, batch, 2 * hidden)`: encoder output beside BLSTM output."""
+        return self.followed(self.encoded(magnitude))
 
 
 def _normalised(norm: Norm, hidden: Tensor) -> Tensor:
@@ -146,15 +137,13 @@ class MaskNet(nn.Module):
         frames_major = magnitude.permute(0, 3, 1, 2)
         return (self.mask(frames_major) * frames_major.detach()).permute(0, 2, 3, 1)
 
-    def mask(self, magnitude: Tensor, frames: Sequence[int] | None = None) -> Tensor:
-        """The mask alone, frames-major.
+    def mask(self, magnitude: Tensor, *, half: bool = False) -> Tensor:
+        """The mask alone, frames-major: `(batch, frames, channels, bins)` -> the same shape.
 
         Args:
-            magnitude: `(batch, frames, channels, bins)`.
-            frames: of each item, where some are shorter; the rest of an item is padding that no frame hears.
-
-        Returns:
-            The same shape; in the padding it means nothing.
+            magnitude: the mixture's.
+            half: all but the branches and their first matrices in half precision, which has not the range of
+                magnitudes; the result too.
         """
         batch, count, channels, bins = magnitude.shape
         expected = (self.config.channels, self.config.bins)
@@ -163,7 +152,14 @@ class MaskNet(nn.Module):
                 f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
                 f"bins, got {channels} channels and {bins} bins"
             )
-        parts = (encoder(magnitude, frames) for encoder in self.encoders.values())
+        encoders = cast(Iterable[Encoder], self.encoders.values())
+        encoded = [(encoder, encoder.encoded(magnitude)) for encoder in encoders]
+        with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():
+            return self._decoded([encoder.followed(hidden) for encoder, hidden in encoded], batch, count)
+
+    def _decoded(self, parts: Sequence[Tensor], batch: int, count: int) -> Tensor:
+        """What the encoders gave, `(frames, batch, 2 * hidden)` each, -> the mask."""
+        channels, bins = self.config.channels, self.config.bins
         hidden = torch.relu(_normalised(self.bn2, self.fc2(_fused(self.config.fusion, parts, self.gains))))
         # The output's scale and mean belong to the last norm's: one pass over all bins less.
         scale, mean = self.output_scale.repeat(channels), self.output_mean.repeat(channels)

@@ -204,6 +204,9 @@ class Separator(nn.Module):
     def stream(self, blocks: Iterable[Tensor], sample_rate: int, options: Options | None = None) -> Iterator[Stems]:
         """Take a waveform apart that arrives in blocks; memory is bounded by the settings, not by the length.
 
+        On a CPU results come when a segment and its context have arrived; on a CUDA device, which takes some minutes of
+        segments at a time, when the next such batch has been started.
+
         Args:
             blocks: `(channels, samples)` each, of any lengths, one after the other.
             sample_rate: their rate, Hz.
@@ -238,6 +241,11 @@ class Separator(nn.Module):
     @property
     def works_ahead(self) -> bool:
         """Whether what `start` began goes on by itself."""
+        return self.device.type == "cuda"
+
+    @property
+    def even(self) -> bool:
+        """Whether blocks that are started together must have one length."""
         return self.device.type != "cpu"
 
     def abreast(self, stems: int, samples: int) -> int:

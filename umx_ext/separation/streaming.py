@@ -108,8 +108,9 @@ class _Lane:
         self._groups = [[channel] for channel in front] if config.channels == 1 else [front]
         # A stereo signal at the model's rate is what the network hears: it is kept once.
         self._direct = sample_rate == config.sample_rate and channels == config.channels and len(self._groups) == 1
+        shape = _Shape.of(separator, plan)
         self._blocks = [
-            _Blocks(separator, plan, self._mixture if self._direct else _Tape()) for _ in self._groups
+            _Blocks(separator, plan, shape, self._mixture if self._direct else _Tape()) for _ in self._groups
         ]
         self._in: Resampler | None = None
         self._back: Resampler | None = None
@@ -192,49 +193,77 @@ class _Core(NamedTuple):
     total: int | None
 
 
-class _Blocks:
-    """Cuts a signal at the model's rate into blocks and overlap-adds the cores' frames."""
+class _Shape(NamedTuple):
+    """How a signal is cut, in frames.
 
-    def __init__(self, separator: Separator, plan: _Plan, tape: _Tape) -> None:
-        self._separator, self._plan, self.tape = separator, plan, tape
-        tape.release(self, 0)  # from now on it is a reader
+    Attributes:
+        core: of a block; None: one block.
+        context: at least so much is shown on both sides of a core.
+        length: of a block with its context, where the audio allows it; 0: as it comes.
+        abreast: how many are started together.
+    """
+
+    core: int | None
+    context: int
+    length: int
+    abreast: int
+
+    @classmethod
+    def of(cls, separator: Separator, plan: _Plan) -> _Shape:
         config, options = separator.config, plan.options
         window = options.wiener_win_len
         frames_per_s = config.sample_rate / config.hop
-        self._core = max(1, math.ceil(options.segment_s * frames_per_s / window)) * window
-        self._context = max(MIN_CONTEXT_FRAMES, math.ceil(options.overlap_s * frames_per_s))
-        self._split = options.split
-        self._config = config
-        self._start = 0  # first sample that is still needed
+        core = max(1, math.ceil(options.segment_s * frames_per_s / window)) * window
+        context = max(MIN_CONTEXT_FRAMES, math.ceil(options.overlap_s * frames_per_s))
+        if not options.split:
+            return cls(None, context, 0, 1)
+        length = core + 2 * context
+        return cls(
+            core, context, length * separator.even, separator.abreast(len(plan.nets), length * config.hop)
+        )
+
+
+class _Blocks:
+    """Cuts a signal at the model's rate into blocks and overlap-adds the cores' frames."""
+
+    def __init__(self, separator: Separator, plan: _Plan, shape: _Shape, tape: _Tape) -> None:
+        self._separator, self._plan, self._shape, self.tape = separator, plan, shape, tape
+        tape.release(self, 0)  # from now on it is a reader
+        self._config = separator.config
         self._next = 0  # first frame of the next core
         self._tail: Tensor | None = None  # sums that the next core's frames complete
-        samples = (self._core + 2 * self._context) * config.hop
-        self._abreast = separator.abreast(len(plan.nets), samples) if self._split else 1
         self._cut: list[tuple[_Core, Block]] = []  # not yet started
         self._started: Iterator[tuple[_Core, Iterator[Tensor]]] = iter(())  # not yet asked for
 
     def advance(self, *, end: bool) -> Iterator[Tensor]:
         """Estimates of all samples that can be finished now; with `end`, of all samples."""
-        hop = self._config.hop
-        while self._split and self.tape.stop >= (self._next + self._core + self._context) * hop:
-            yield from self._process(self._next + self._core, end=False)
+        core = self._shape.core
+        while core is not None and self.tape.stop >= self._until(self._next + core):
+            yield from self._process(self._next + core, end=False)
         if end:
-            frames = frame_count(self.tape.stop, hop)
-            while self._split and frames - self._next > self._core:
-                yield from self._process(self._next + self._core, end=False)
+            frames = frame_count(self.tape.stop, self._config.hop)
+            while core is not None and frames - self._next > core:
+                yield from self._process(self._next + core, end=False)
             yield from self._process(frames, end=True)
+
+    def _until(self, stop: int) -> int:
+        """The sample up to which a block is heard whose core ends with that frame."""
+        return max(stop + self._shape.context, self._shape.length) * self._config.hop
 
     def _process(self, stop: int, *, end: bool) -> Iterator[Tensor]:
         """Cut out the core from `_next` to `stop` (frames), start it when there are enough, yield what is finished."""
-        hop = self._config.hop
-        first, total, offset = self._next, self.tape.stop, self._start // hop
-        until = total if end else min(total, (stop + self._context) * hop)
-        block = Block(self.tape.read(self._start, until), first - offset, stop - offset)
-        self._cut.append((_Core(first, stop, total if end else None), block))
+        hop, shape = self._config.hop, self._shape
+        first, total = self._next, self.tape.stop
+        until = total if end else min(total, self._until(stop))
+        begin = max(0, first - shape.context)
+        if shape.length:  # the last ones hear more of what is before them
+            begin = min(begin, max(0, until // hop - shape.length))
+        # What waits for others must not keep all that comes after it.
+        heard = self.tape.read(begin * hop, until, copied=self._separator.works_ahead)
+        self._cut.append((_Core(first, stop, total if end else None), Block(heard, first - begin, stop - begin)))
         self._next = stop
-        self._start = max(0, (stop - self._context) * hop)
-        self.tape.release(self, self._start)
-        if len(self._cut) < self._abreast and not end:
+        self.tape.release(self, max(0, stop - max(shape.context, shape.length)) * hop)
+        if len(self._cut) < shape.abreast and not end:
             return
         cores, blocks = zip(*self._cut, strict=True)
         earlier, self._cut = self._started, []
@@ -296,8 +325,17 @@ class _Tape:
             self._parts.append(part)
             self.stop += part.shape[-1]
 
-    def read(self, begin: int, end: int) -> Tensor:
-        """Samples from one position to another; parts that lie in between are joined, for good."""
+    def read(self, begin: int, end: int, *, copied: bool = False) -> Tensor:
+        """Samples from one position to another.
+
+        A view; parts that lie in between are joined, for good. Or a copy.
+        """
+        if copied:
+            found, at = [], self._start
+            for part in self._parts:
+                found.append(part[..., max(begin - at, 0) : max(end - at, 0)])
+                at += part.shape[-1]
+            return torch.cat(found, dim=-1)
         joined: list[Tensor] = []
         while self._parts and self._start + sum(part.shape[-1] for part in joined) < end:
             joined.append(self._parts.popleft())
