@@ -22,7 +22,7 @@ from umx_ext.separation.batches import RESIDUAL
 from umx_ext.separation.branches import BRANCHES
 from umx_ext.separation.config import FUSIONS, Config
 from umx_ext.separation.engine import Engine
-from umx_ext.separation.masknet import MaskNet, from_openunmix_state
+from umx_ext.separation.masknet import MaskNet, build_net, from_openunmix_state
 from umx_ext.separation.wiener import wiener
 from umx_ext.separation.workers import Cancelled, Workers
 from umx_ext.spectral import frame_count, hann, overlap_add, stft
@@ -54,13 +54,29 @@ CONFIGS = {
         mask="sigmoid",
         filter_power=0.4,
     ),
+    "pairs": Config(
+        stems=("vocals", "drums"),
+        branches=("linear-log", "mel"),
+        hidden=32,
+        n_fft=512,
+        hop=128,
+        sample_rate=8000,
+        bandwidth_hz=3000.0,
+        n_mels=16,
+        layers=2,
+        mask="sigmoid",
+        filter_power=0.5,
+        second=("linear",),
+        second_mask="relu",
+        second_share=0.3,
+    ),
 }
 
 
 def networks(config: Config) -> dict[str, MaskNet]:
     """Random weights that use every part of the network; the networks stay in training mode on purpose."""
     torch.manual_seed(5)
-    nets = {stem: MaskNet(config) for stem in config.stems}
+    nets = {stem: build_net(config) for stem in config.stems}
     for net in nets.values():
         with torch.no_grad():
             for parameter in net.parameters():

@@ -12,7 +12,7 @@ from tests.peers import import_peer
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import BRANCHES
 from umx_ext.separation.config import FUSIONS, Config
-from umx_ext.separation.masknet import MaskNet, from_openunmix_state
+from umx_ext.separation.masknet import MaskNet, build_net, from_openunmix_state, members
 from umx_ext.spectral import stft
 
 SMALL = {"hidden": 16, "n_fft": 512, "hop": 128, "n_mels": 16, "n_mfcc": 16}
@@ -223,6 +223,12 @@ def test_one_excerpt_can_be_learnt(one_thread):
         ({"stems": ()}, "at least one stem"),
         ({"fusion": "mean"}, "no fusion named 'mean'; known: add, concat, lstm-add"),
         ({"n_mfcc": 0}, "n_mfcc above 0, got 0"),
+        ({"second": ("mel",)}, "second_share above 0 and below 1 with a second network, and 0 without, got 0.0"),
+        ({"second": ("mel",), "second_share": 1.0}, "got 1.0"),
+        ({"second_share": 0.5}, "and 0 without, got 0.5"),
+        ({"second": ("mel", "mel"), "second_share": 0.5}, "expected different branches"),
+        ({"second": "mel", "second_share": 0.5}, "the string 'mel'"),
+        ({"second": ("mel",), "second_mask": "tanh", "second_share": 0.5}, "no mask named 'tanh'"),
         ({"bandwidth_hz": float("nan")}, "bandwidth_hz above 0, got nan"),
         ({"branches": "linear"}, "sequence of names for branches, got the string 'linear'"),
         ({"branches": ("linear", "linear")}, "different branches, got linear, linear; .* linear2"),
@@ -263,3 +269,27 @@ def test_a_config_from_before_fusions_is_one_that_adds_and_stays_as_it_was():
 def test_a_spectrogram_of_other_bins_is_refused():
     with pytest.raises(ModelError, match="257 bins"):
         MaskNet(Config(**SMALL))(torch.rand(1, 2, 100, 5))
+
+
+def test_a_pairs_mask_is_the_weighted_mean_of_its_networks():
+    both = {"fusion": "concat", "layers": 2, **SMALL}
+    config = Config(
+        branches=("linear-log", "mel"), mask="sigmoid", second=("linear", "mfcc"), second_share=0.3, **both
+    )
+    pair = shaken(build_net(config))
+    first = MaskNet(Config(branches=("linear-log", "mel"), mask="sigmoid", **both))
+    second = MaskNet(Config(branches=("linear", "mfcc"), mask="relu", **both))
+    state = pair.state_dict()
+    first.load_state_dict({key: value for key, value in state.items() if not key.startswith("second.")})
+    second.load_state_dict({key[7:]: value for key, value in state.items() if key.startswith("second.")})
+    mixture = magnitudes(config)
+    expected = 0.7 * first.eval()(mixture) + 0.3 * second.eval()(mixture)
+    torch.testing.assert_close(pair(mixture), expected)
+    assert (pair(mixture) - first(mixture)).abs().max() > 1e-3
+    assert [share for share, _ in members(pair)] == [0.7, 0.3] and members(first) == [(1.0, first)]
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.of_second == second.config
+
+
+def test_without_a_second_network_there_is_one():
+    assert type(build_net(Config(**SMALL))) is MaskNet

@@ -27,6 +27,9 @@ CONFIGS = {
         SMALL, stems=("vocals", "drums"), branches=("linear-log", "mel"), mask="sigmoid"
     ),
     "mel of powers and mfcc": dataclasses.replace(SMALL, branches=("mel-poster", "mfcc", "linear2")),
+    "pairs": dataclasses.replace(
+        SMALL, branches=("linear-log", "mel"), mask="sigmoid", second=("mfcc",), second_share=0.3
+    ),
     **{fusion: dataclasses.replace(SMALL, branches=("mfcc", "linear"), fusion=fusion) for fusion in FUSIONS},
 }
 

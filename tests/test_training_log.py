@@ -48,6 +48,20 @@ def test_the_model_comes_from_the_second_run_as_the_script_has_it():
     assert before["schedule"] == [[0, script().PLANNED], [script().SHORTENED_AT, script().FIRST[0].steps]]
 
 
+def test_the_second_network_comes_from_the_end_of_open_unmixs_runs():
+    metadata = pretrained.read_metadata(FILE)
+    second, (options, draws) = json.loads(metadata["second_run"]), script().SECOND
+    said = json.loads(second["options"])
+    assert said["network"] == "openunmix" and said["learning_rate"] == 2 * options.learning_rate
+    for name in ("loss", "batch", "excerpt_s", "remix", "seed", "ema", "steps"):
+        assert said[name] == getattr(options, name), name
+    assert json.loads(second["draws"]) == draws and second["data_sha256"] == metadata["data_sha256"]
+    last = rows("training_log_openunmix_second.csv")[-1]
+    assert last["step"] == float(second["steps"]) == options.steps
+    assert last["valid_vocals_sdr_db"] == pytest.approx(float(second["valid_sdr_db"]), abs=1e-3)
+    assert rows("training_log_openunmix_first.csv")[-1]["step"] == script().FIRST[0].steps
+
+
 @pytest.fixture(scope="module")
 def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     target = tmp_path_factory.mktemp("store")

@@ -59,6 +59,10 @@ class Shape(Config):
     branches: tuple[str, ...] = ("linear-log", "mel")
     hidden: int = 256
     mask: str = "sigmoid"
+    # The networks of a pair are trained one by one.
+    second: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+    second_mask: Annotated[str, Parameter(parse=False)] = "relu"
+    second_share: Annotated[float, Parameter(parse=False)] = 0.0
 
 
 Shape.__doc__ = Config.__doc__
@@ -150,7 +154,7 @@ def train(
 
     for module in import_:
         _import(module)
-    config = Config(**{field.name: getattr(shape, field.name) for field in dataclasses.fields(Config)})
+    config = Config(**{field.name: getattr(shape, field.name) for field in dataclasses.fields(shape)})
     pack, place = Pack(Path(store)), str(pick_device(device))
     if place == "cpu":
         _require_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun says how many processes it started here

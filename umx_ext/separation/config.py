@@ -18,7 +18,7 @@ FUSIONS = ("add", "concat", "lstm-add")
 
 # Younger than the first models. `to_dict` leaves them out while they have their defaults, which is what all networks
 # were before: such a model's file stays the same to the byte, older versions read it, a run started before goes on.
-_YOUNGER = ("n_mfcc", "fusion", "filter_power")
+_YOUNGER = ("n_mfcc", "fusion", "filter_power", "second", "second_mask", "second_share")
 
 # By annotation: what a value must be, in Python (numpy's numbers are of these too) and in words.
 _KINDS = {"int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"), "str": (str, "a name")}
@@ -52,6 +52,10 @@ class Config:
         filter_power: exponent of the masks that the Wiener filter starts from, 0.1 to 1. With 1 a mask is a stem's
             share of the amplitude, as open-unmix has it. With 0.5 it is its share of the power: where a stem and
             the rest come from the same direction, the filter then gives the mask back instead of a sharper one.
+        second: branches of a second network of the same sizes, with a decoder of its own, that has a say in the mask;
+            none: there is no second network.
+        second_mask: how it makes its mask, as `mask`.
+        second_share: above 0 and below 1: a stem's mask is so much of the second network's, the rest of the first's.
     """
 
     stems: tuple[str, ...] = ("vocals",)
@@ -70,6 +74,9 @@ class Config:
     n_mfcc: int = 40
     fusion: str = "add"
     filter_power: float = 1.0
+    second: tuple[str, ...] = ()
+    second_mask: str = "relu"
+    second_share: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -77,20 +84,27 @@ class Config:
             kind, words = _KINDS.get(str(field.type), (object, ""))
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
                 raise ModelError(f"expected {words} for {field.name}, got {value!r}")
-        for name in ("stems", "branches"):
+        for name in ("stems", "branches", "second"):
             if isinstance(getattr(self, name), str):  # which is a sequence of names too, of a letter each
                 raise ModelError(f"expected a sequence of names for {name}, got the string {getattr(self, name)!r}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.stems or not self.branches:
             raise ModelError(f"expected at least one stem and one branch, got {self.stems} and {self.branches}")
-        if len(set(self.branches)) < len(self.branches):
-            raise ModelError(
-                f"expected different branches, got {', '.join(map(str, self.branches))}; a second linear one is linear2"
-            )
+        for branches in (self.branches, self.second):
+            if len(set(branches)) < len(branches):
+                raise ModelError(
+                    f"expected different branches, got {', '.join(map(str, branches))}; a second linear one is linear2"
+                )
         if self.channels not in (1, 2):
             raise ModelError(f"expected 1 or 2 channels, got {self.channels}")
-        if self.mask not in MASKS:
-            raise ModelError(f"no mask named {self.mask!r}; known: {', '.join(MASKS)}")
+        for mask in (self.mask, self.second_mask):
+            if mask not in MASKS:
+                raise ModelError(f"no mask named {mask!r}; known: {', '.join(MASKS)}")
+        if not (0 < self.second_share < 1 if self.second else self.second_share == 0):
+            raise ModelError(
+                f"expected a second_share above 0 and below 1 with a second network, and 0 without, got "
+                f"{self.second_share} with the second's branches {self.second}"
+            )
         if self.fusion not in FUSIONS:
             raise ModelError(f"no fusion named {self.fusion!r}; known: {', '.join(FUSIONS)}")
         for name in ("sample_rate", "n_fft", "hop", "bandwidth_hz", "n_mels", "hidden", "layers", "n_mfcc"):
@@ -115,6 +129,13 @@ class Config:
     def bandwidth_bins(self) -> int:
         """Number of STFT bins at or below `bandwidth_hz` (1487 for 16 kHz at 44.1 kHz and n_fft 4096)."""
         return min(self.bins, int(self.bandwidth_hz * self.n_fft / self.sample_rate) + 1)
+
+    @property
+    def of_second(self) -> Config:
+        """The second network's own config, as if it were alone."""
+        return dataclasses.replace(
+            self, branches=self.second, mask=self.second_mask, second=(), second_mask="relu", second_share=0.0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A plain, JSON-ready dict; `from_dict` is its inverse. The younger fields are in it if not the defaults."""

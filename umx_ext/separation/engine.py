@@ -29,7 +29,7 @@ from umx_ext.separation.batches import RESIDUAL
 from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
 from umx_ext.separation.dense import Matrix
-from umx_ext.separation.masknet import Encoder, MaskNet
+from umx_ext.separation.masknet import Encoder, MaskNet, members
 from umx_ext.separation.recurrence import Direction, lstm_direction
 from umx_ext.separation.stages import stage, staged
 from umx_ext.separation.wiener import WINDOW, filter_window
@@ -72,12 +72,13 @@ class Chain:
 
 @dataclass(frozen=True)
 class Head:
-    """A stem's chains, and what follows their sum: the rest of bn2; fc3, bn3 and the output scaling."""
+    """A network's chains, and what follows their sum: the rest of bn2; fc3, bn3, the output scaling and the mask."""
 
     chains: list[Chain]
     bias2: Tensor
     weight3: Tensor
     bias3: Tensor
+    mask: str
 
 
 def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -117,6 +118,7 @@ def _folded_chain(
 
 @torch.no_grad()
 def folded(net: MaskNet, channels: int) -> Head:
+    """One network; of a pair, the first."""
     factor2, bias2 = _affine(net.bn2)
     gains = torch.cat([net.gains.new_ones(1), net.gains])
     encoders = [(name, encoder) for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)]
@@ -134,6 +136,7 @@ def folded(net: MaskNet, channels: int) -> Head:
         bias2=_float(bias2),
         weight3=_float((net.fc3.weight.double() * (factor3 * scale)[:, None]).mT),
         bias3=_float(offset3 * scale + mean),
+        mask=net.config.mask,
     )
 
 
@@ -151,7 +154,8 @@ class _Chain:
 class _Head:
     """A `Head`, its matrices laid out."""
 
-    def __init__(self, head: Head, *, fast: bool) -> None:
+    def __init__(self, head: Head, share: float, *, fast: bool) -> None:
+        self.share, self.mask = share, head.mask
         self.chains = [_Chain(chain, fast=fast) for chain in head.chains]
         self.bias2, self.decoder, self.bias3 = head.bias2, Matrix(head.weight3, rounded=fast), head.bias3
 
@@ -185,7 +189,10 @@ class Engine:
         self.config = config
         self.stems = tuple(nets.keys())
         self.threads = threads
-        self._heads = {stem: _Head(folded(net, config.channels), fast=fast) for stem, net in nets.items()}
+        self._heads = {
+            stem: [_Head(folded(one, config.channels), share, fast=fast) for share, one in members(net)]
+            for stem, net in nets.items()
+        }
 
     def overlap_added(self, waveform: Tensor, first: int, last: int, **settings: Any) -> Tensor:
         """All `pieces` in one."""
@@ -275,14 +282,15 @@ class _Job:
     def __init__(
         self,
         config: Config,
-        heads: list[_Head],
+        stems: list[list[_Head]],
         waveform: Tensor,
         workers: Workers,
         count: int,
         progress: Callable[[float], None] | None,
     ) -> None:
         self.config = config
-        self.heads = heads
+        self.stems = stems
+        self.heads = [head for of_stem in stems for head in of_stem]
         self.workers = workers
         self.count = count
         self.progress = progress
@@ -296,21 +304,21 @@ class _Job:
         self.waveform = waveform
 
     def encode(self) -> list[list[Tensor]]:
-        """For each stem, for each chain, `(frames, hidden)`: what enters the BLSTM."""
+        """For each network, for each chain, `(frames, hidden)`: what enters the BLSTM."""
         # One allocation for all: large enough to go back to the system when it is freed, which smaller ones do not.
         chains = [len(head.chains) for head in self.heads]
         space = torch.empty(sum(chains), self.frames, self.config.hidden)
-        encoded = [list(of_stem) for of_stem in space.split(chains)]
+        encoded = [list(of_head) for of_head in space.split(chains)]
         tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _TASK)]
         self._all(tasks, 0.0, _ENCODE)
         return encoded
 
     def recur(self, encoded: list[list[Tensor]]) -> list[Tensor]:
-        """For each stem, `(frames, hidden)`: what enters the decoder, in the place of what was encoded."""
+        """For each network, `(frames, hidden)`: what enters the decoder, in the place of what was encoded."""
         chains = [
-            (chain, values, of_stem[0])
-            for head, of_stem in zip(self.heads, encoded, strict=True)
-            for chain, values in zip(head.chains, of_stem, strict=True)
+            (chain, values, of_head[0])
+            for head, of_head in zip(self.heads, encoded, strict=True)
+            for chain, values in zip(head.chains, of_head, strict=True)
         ]
         abreast = max(1, self.count // 2)  # with more, every worker would wait as long, and more memory be held
         share = _RECUR / len(chains)
@@ -335,7 +343,7 @@ class _Job:
             for (chain, values, total), output in zip(group, inputs, strict=False):
                 parts = _cut(self.frames, _TASK)
                 self._all([partial(self._project, chain, values, output, total, slice(a, b)) for a, b in parts])
-        return [of_stem[0] for of_stem in encoded]
+        return [of_head[0] for of_head in encoded]
 
     def decode(self, hidden: list[Tensor], plan: _Plan) -> Iterator[Tensor]:
         """`(wanted sources, channels, samples)` as planned, piece by piece."""
@@ -441,7 +449,8 @@ class _Job:
         """Each stem's mask `(rows, channels, bins)` to a power, when the filter comes to them, and the residual's."""
         self.workers.check()
         with stage("decoder"):
-            masks = [self._mask(head, values[rows]) for head, values in zip(self.heads, hidden, strict=True)]
+            rest_of = iter(hidden)
+            masks = [self._mean(heads, [next(rest_of)[rows] for _ in heads]) for heads in self.stems]
             if residual:
                 rest = 1 - masks[0]
                 for mask in masks[1:]:
@@ -449,11 +458,20 @@ class _Job:
                 masks.append(rest.clamp_min_(0))
             return masks if power == 1 else [mask.pow_(power) for mask in masks]
 
+    def _mean(self, heads: list[_Head], values: list[Tensor]) -> Tensor:
+        """The mean of the masks of a stem's networks."""
+        mask = self._mask(heads[0], values[0])
+        if len(heads) > 1:
+            mask *= heads[0].share
+        for head, of_head in zip(heads[1:], values[1:], strict=True):
+            mask.add_(self._mask(head, of_head), alpha=head.share)
+        return mask
+
     def _mask(self, head: _Head, values: Tensor) -> Tensor:
         # Rows that begin where a line of the cache does, and not as many bytes apart as a page has.
         wide = values.new_empty(len(values), -(-head.decoder.outputs // _LINE) * _LINE)
         mask = wide[:, : head.decoder.outputs]
-        head.decoder.product((values + head.bias2).relu_(), head.bias3, out=mask, then=self.config.mask)
+        head.decoder.product((values + head.bias2).relu_(), head.bias3, out=mask, then=head.mask)
         return mask.unflatten(1, (self.config.channels, self.config.bins))
 
     def _do(self, tasks: Sequence[Callable[[], Result]], begin: float = 0.0, end: float = 0.0) -> Iterator[Result]:

@@ -20,7 +20,7 @@ from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
 from umx_ext.separation.config import Config
 
-__all__ = ["Encoder", "MaskNet", "from_openunmix_state"]
+__all__ = ["Encoder", "MaskNet", "MaskPair", "build_net", "from_openunmix_state", "members"]
 
 
 class Norm(nn.BatchNorm1d):
@@ -167,6 +167,39 @@ class MaskNet(nn.Module):
         outputs = self.bn3.normalised(self.fc3(hidden).flatten(0, 1), weight, bias)
         hidden = outputs.view(count, batch, channels, bins).transpose(0, 1)
         return torch.sigmoid(hidden) if self.config.mask == "sigmoid" else torch.relu(hidden)
+
+
+class MaskPair(MaskNet):
+    """Two networks: the mask is a weighted mean of theirs. Unlike ones err differently, and the mean errs less.
+
+    The first one's weights have the names that they have in a `MaskNet`, the other's stand under ``second``.
+
+    Args:
+        config: one with a `second` network.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.second = MaskNet(config.of_second)
+
+    def mask(self, magnitude: Tensor, *, half: bool = False) -> Tensor:
+        """As `MaskNet.mask`."""
+        return torch.lerp(
+            super().mask(magnitude, half=half), self.second.mask(magnitude, half=half), self.config.second_share
+        )
+
+
+def build_net(config: Config) -> MaskNet:
+    """The network, or the two, that a config describes, with random weights."""
+    return MaskPair(config) if config.second else MaskNet(config)
+
+
+def members(net: MaskNet) -> list[tuple[float, MaskNet]]:
+    """The networks whose masks are averaged, each with its share; of a pair's first the first's own weights count."""
+    if not isinstance(net, MaskPair):
+        return [(1.0, net)]
+    share = net.config.second_share
+    return [(1 - share, net), (share, net.second)]
 
 
 def from_openunmix_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -370,11 +370,11 @@ def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where
         ModelError: a weight is missing, unexpected or of another shape; the first is named.
     """
 
-    from umx_ext.separation.masknet import MaskNet
+    from umx_ext.separation.masknet import build_net
 
     try:
         with _undrawn():
-            first = MaskNet(config)
+            first = build_net(config)
     except (ModelError, ArithmeticError, RuntimeError, TypeError) as error:
         raise ModelError(f"{where} has a config that cannot be built: {error}") from error
     nets: dict[str, MaskNet] = {}

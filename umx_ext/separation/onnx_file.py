@@ -26,6 +26,7 @@ from umx_ext.errors import AudioError, MissingExtraError, ModelError, OutputErro
 from umx_ext.separation.branches import AMPLITUDE_FLOOR, POWER_FLOOR, Branch, Linear, Mel, Mfcc
 from umx_ext.separation.config import Config
 from umx_ext.separation.engine import Chain, folded
+from umx_ext.separation.masknet import members
 from umx_ext.separation.separator import Separator
 from umx_ext.spectral import stft
 
@@ -193,6 +194,17 @@ class _Graph:
         return found if bias is None else self.node("Add", found, self.constant(bias))
 
     def add_network(self, stem: str, net: Any) -> None:
+        mask = ""
+        for share, one in members(net):
+            its = self._mask(one)
+            if share != 1:
+                its = self.node("Mul", its, self.constant(share))
+            mask = self.node("Add", mask, its) if mask else its
+        masked = self.node("Mul", mask, self.mixture)
+        self.node("Transpose", masked, output=stem, perm=[1, 2, 3, 0])
+
+    def _mask(self, net: Any) -> str:
+        """Of one network, `(frames, batch, channels, bins)`."""
         head = folded(net, self.channels)
         total = ""
         for chain in head.chains:
@@ -200,10 +212,8 @@ class _Graph:
             total = self.node("Add", total, part) if total else part
         hidden = self.node("Relu", self.node("Add", total, self.constant(head.bias2)))
         flat = self.product(hidden, head.weight3, head.bias3)
-        mask = self.node("Sigmoid" if net.config.mask == "sigmoid" else "Relu", flat)
-        mask = self.node("Reshape", mask, self.constant([0, 0, self.channels, self.bins]))
-        masked = self.node("Mul", mask, self.mixture)
-        self.node("Transpose", masked, output=stem, perm=[1, 2, 3, 0])
+        mask = self.node("Sigmoid" if head.mask == "sigmoid" else "Relu", flat)
+        return self.node("Reshape", mask, self.constant([0, 0, self.channels, self.bins]))
 
     def _chain(self, chain: Chain) -> str:
         """Its part of the decoder's first sum, `(frames, batch, hidden)`."""

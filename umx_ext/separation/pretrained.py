@@ -171,7 +171,16 @@ MODELS: dict[str, ModelEntry] = {
     "umx_ext": ModelEntry(
         description="the embedded default: vocals, trained by this repository on the MUSDB18 sample and MIR-1K",
         stems=("vocals",),
-        config=Config(branches=("linear-log", "mel"), hidden=256, mask="sigmoid", niter=1, filter_power=0.5),
+        config=Config(
+            branches=("linear-log", "mel"),
+            hidden=256,
+            mask="sigmoid",
+            niter=2,
+            filter_power=0.4,
+            second=("linear",),
+            second_mask="relu",
+            second_share=0.3,
+        ),
         license="research",
         license_note="See LICENSE-WEIGHTS.txt beside the weights: the terms of the data they were trained on.",
         needs_license_acceptance=False,

@@ -19,7 +19,7 @@ from umx_ext.separation.batches import Batch, Block, Recipe, abreast, filter_inp
 from umx_ext.separation.config import Config
 from umx_ext.separation.dense import compiled
 from umx_ext.separation.engine import Engine
-from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.masknet import MaskNet, build_net
 from umx_ext.separation.stages import stage, staged
 from umx_ext.separation.streaming import stream
 from umx_ext.separation.wiener import wiener
@@ -87,7 +87,7 @@ class Separator(nn.Module):
     def __init__(self, config: Config, nets: Mapping[str, MaskNet] | None = None) -> None:
         super().__init__()
         self.config = config
-        self.nets = nn.ModuleDict(nets if nets is not None else {stem: MaskNet(config) for stem in config.stems})
+        self.nets = nn.ModuleDict(nets if nets is not None else {stem: build_net(config) for stem in config.stems})
         if tuple(self.nets) != config.stems:
             raise ModelError(f"expected networks for {', '.join(config.stems)}, got {', '.join(self.nets)}")
         self.metadata: dict[str, str] = {}

@@ -12,7 +12,7 @@ import torch
 
 from umx_ext.errors import ModelError
 from umx_ext.separation.config import Config
-from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.masknet import build_net
 from umx_ext.separation.pretrained import save
 from umx_ext.separation.separator import Separator
 
@@ -44,6 +44,8 @@ def export(
     filter_power: float | None = None,
     metadata: Mapping[str, str] | None = None,
     half: bool = True,
+    second: Mapping[str, Any] | None = None,
+    second_share: float = 0.0,
 ) -> None:
     """Write a run's weights as safetensors.
 
@@ -54,23 +56,46 @@ def export(
         filter_power: exponent of the masks that it starts from; None for what the run's config says.
         metadata: more to say of its origin than the run knows: commit, licence.
         half: store as float16, at half the size.
+        second: what `chosen_of` gives of another run, whose network has the same sizes: both become a pair.
+        second_share: its share of the mask.
 
     Raises:
+        ModelError: the two do not fit together.
         OutputError: the file cannot be written.
     """
-    config = Config.from_dict(chosen["config"])
+    config, state = _network(chosen)
+    if second is not None:
+        other, its_state = _network(second)
+        config = dataclasses.replace(
+            config, second=other.branches, second_mask=other.mask, second_share=second_share
+        )
+        if dataclasses.replace(config.of_second, stems=other.stems) != other:
+            raise ModelError(f"expected two networks of the same sizes, got {config.of_second} and {other}")
+        state = {**state, **{f"second.{name}": values for name, values in its_state.items()}}
     if niter is not None:
         config = dataclasses.replace(config, niter=niter)
     if filter_power is not None:
         config = dataclasses.replace(config, filter_power=filter_power)
-    state = chosen["state"]
+    net = build_net(config)
+    net.load_state_dict(state, strict=False)  # counters of the batch norms are not kept by open-unmix
+    origin = _origin(chosen)
+    if second is not None:
+        origin["second_run"] = json.dumps(_origin(second))
+    save(Separator(config, {config.stems[0]: net}), target, metadata=origin | dict(metadata or {}), half=half)
+
+
+def _network(chosen: Mapping[str, Any]) -> tuple[Config, dict[str, torch.Tensor]]:
+    """Config and weights under `MaskNet`'s names."""
+    state = dict(chosen["state"])
     if chosen["options"]["network"] == "openunmix":
         from umx_ext.training.baseline import masknet_state
 
         state = masknet_state(state)
-    net = MaskNet(config)
-    net.load_state_dict(state, strict=False)  # counters of the batch norms are not kept by open-unmix
-    origin = {
+    return Config.from_dict(chosen["config"]), state
+
+
+def _origin(chosen: Mapping[str, Any]) -> dict[str, str]:
+    return {
         "data_sha256": chosen["data"],
         "steps": str(chosen["step"]),
         "seed": str(chosen["options"]["seed"]),
@@ -80,4 +105,3 @@ def export(
         "schedule": json.dumps(chosen["schedule"]),
         "valid_sdr_db": f"{chosen['sdr_db']:.3f}",
     }
-    save(Separator(config, {config.stems[0]: net}), target, metadata=origin | dict(metadata or {}), half=half)

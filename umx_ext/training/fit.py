@@ -428,6 +428,8 @@ def _check(pack: Pack, config: Config, options: TrainOptions) -> None:
 
 def build_network(config: Config, options: TrainOptions) -> nn.Module:
     """The network of a run, with first weights drawn from torch's generator."""
+    if config.second:
+        raise UsageError("the two networks of a pair are trained one by one: leave out `second` in the config")
     if options.network == "openunmix":
         from umx_ext.training.baseline import OpenUnmixNet
 
