@@ -54,23 +54,10 @@ CONFIGS = {
         mask="sigmoid",
         filter_power=0.4,
     ),
-    "pairs": Config(
-        stems=("vocals", "drums"),
-        branches=("linear-log", "mel"),
-        hidden=32,
-        n_fft=512,
-        hop=128,
-        sample_rate=8000,
-        bandwidth_hz=3000.0,
-        n_mels=16,
-        layers=2,
-        mask="sigmoid",
-        filter_power=0.5,
-        second=("linear",),
-        second_mask="relu",
-        second_share=0.3,
-    ),
 }
+CONFIGS["pairs"] = dataclasses.replace(
+    CONFIGS["two stems, two branches, sigmoid"], filter_power=0.5, second=("linear",), second_share=0.3
+)
 
 
 def networks(config: Config) -> dict[str, MaskNet]:
