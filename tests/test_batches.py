@@ -36,16 +36,9 @@ def recipe(config: Config, **changed: object) -> Recipe:
 
 
 def by_the_engine(nets: dict, config: Config, block: Block, how: Recipe) -> Tensor:
-    return Engine(nets, config, threads=2).overlap_added(
-        block.waveform,
-        block.first,
-        block.last,
-        stems=how.stems,
-        niter=how.niter,
-        wiener_win_len=how.wiener_win_len,
-        residual=how.residual,
-        wanted=how.wanted,
-    )
+    settings = dict(vars(how))
+    engine = Engine(nets, config, threads=2, fast=settings.pop("fast"))
+    return engine.overlap_added(block.waveform, block.first, block.last, **settings)
 
 
 def apart_db(found: Tensor, expected: Tensor) -> float:

@@ -42,7 +42,7 @@ def init_from(
         source: a name in `umx_ext.separation.pretrained.MODELS`, downloaded if need be; the path of a ``.safetensors``
             of ours, of a model folder of open-unmix's or of one of its ``.pth`` (which does not say its rate and STFT:
             they are taken to be the network's); a network; or the state dict of a network of one branch, under
-            open-unmix's names or ours. It is not changed.
+            open-unmix's names or ours. It is not changed. Of a pair (`Config.second`) the first is taken.
         stem: whose network of a model with several.
         progress: called while files are downloaded; as for `umx_ext.load`.
         offline: as for `umx_ext.load`.

@@ -253,20 +253,12 @@ class Separator(nn.Module):
         return abreast(self.config, stems, samples, self.device)
 
     def _one_by_one(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
-        fast = recipe.fast and compiled()  # elsewhere both are the same
+        settings = dict(vars(recipe))
+        fast = settings.pop("fast") and compiled()  # elsewhere both are the same
         if fast not in self._engines:
             self._engines[fast] = Engine(self.nets, self.config, fast=fast)  # type: ignore[arg-type]
         for block in blocks:
-            yield self._engines[fast].pieces(
-                block.waveform,
-                block.first,
-                block.last,
-                stems=recipe.stems,
-                niter=recipe.niter,
-                wiener_win_len=recipe.wiener_win_len,
-                residual=recipe.residual,
-                wanted=recipe.wanted,
-            )
+            yield self._engines[fast].pieces(block.waveform, block.first, block.last, **settings)
 
     def _check(self, waveform: Tensor, *, batched: bool) -> None:
         axes = "(batch, channels, samples)" if batched else "(channels, samples)"
