@@ -32,6 +32,11 @@ SECOND = (
     TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1, precision="float32"),
     {"mir1k_vocals": 0.4},
 )
+# The convolutional network sees the same examples, in one run.
+CONVOLUTIONAL = (
+    TrainOptions(steps=3000, loss="error-energy", network="unet", seed=2),
+    {"mir1k_vocals": 0.4},
+)
 
 
 class Enough(Exception):
@@ -43,7 +48,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument(
-        "--network", default="umx_ext", help="openunmix: the real one, the same steps at twice the rate, to compare"
+        "--network",
+        default="umx_ext",
+        choices=("umx_ext", "unet", "openunmix"),
+        help="openunmix: the real one, the same steps at twice the rate, to compare",
     )
     parser.add_argument("--replay", type=int, metavar="N", help="print the losses of its first N steps, and no more")
     arguments = parser.parse_args()
@@ -55,6 +63,11 @@ def main() -> None:
         pack(roots, store, speeds=SPEEDS, progress=lambda done, total: show(f"decoding {done}/{total}"))
     packed, config = Pack(store), CONFIG
     (options, draws), (further, other_draws) = FIRST, SECOND
+    if arguments.network == "unet":
+        options, draws = CONVOLUTIONAL
+        config = dataclasses.replace(CONFIG, branches=("linear-log",))
+        print("\n", fit(packed, config, options, arguments.run / "unet", draws=draws, progress=Line()))
+        return
     if arguments.network == "openunmix":  # whose best rate is twice ours, by the ablation
         config = dataclasses.replace(CONFIG, branches=("linear",), mask="relu")
         options, further = (

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from umx_ext.errors import ModelError, UsageError
 from umx_ext.separation.config import Config
 from umx_ext.separation.masknet import Encoder, MaskNet
+from umx_ext.separation.unet import UNet
 from umx_ext.spectral import stft
 from umx_ext.training.journal import Journal, save_atomically
 from umx_ext.training.losses import LOSSES, Batch
@@ -434,6 +435,8 @@ def build_network(config: Config, options: TrainOptions) -> nn.Module:
         from umx_ext.training.baseline import OpenUnmixNet
 
         return OpenUnmixNet(config)
+    if options.network == "unet":
+        return UNet(config)
     return MaskNet(config)
 
 
@@ -486,8 +489,8 @@ def _seed(*numbers: int) -> int:
 
 def _standardise(net: nn.Module, remixer: Remixer, options: TrainOptions, config: Config) -> None:
     """Set each encoder's mean and scale from remixed training examples, per feature, channels together."""
-    found = getattr(net, "encoders", {})
-    encoders = {name: encoder for name, encoder in found.items() if isinstance(encoder, Encoder)}
+    found = {"": net} if isinstance(net, UNet) else getattr(net, "encoders", {})
+    encoders = {name: encoder for name, encoder in found.items() if isinstance(encoder, Encoder | UNet)}
     totals: dict[str, list[Tensor]] = {name: [] for name in encoders}
     magnitudes = []
     for item in range(STATISTICS_EXAMPLES):

@@ -11,7 +11,7 @@ __all__ = ["PRECISIONS", "SCHEDULES", "TrainOptions"]
 
 SCHEDULES = ("cosine", "one-cycle", "plateau", "constant")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
-NETWORKS = ("umx_ext", "openunmix")
+NETWORKS = ("umx_ext", "unet", "openunmix")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class TrainOptions:
         excerpt_s: length of an example, seconds.
         remix: draw policy and gain law, a name in `umx_ext.training.remix.REMIXES`.
         loss: a name in `umx_ext.training.losses.LOSSES`.
-        network: ``"umx_ext"``, or ``"openunmix"``: the real `openunmix.model.OpenUnmix` (extra `research`).
+        network: ``"umx_ext"``; ``"unet"``, a convolutional one (`umx_ext.separation.unet`); or ``"openunmix"``: the
+            real `openunmix.model.OpenUnmix` (extra `research`).
         learning_rate: Adam's, at its highest.
         schedule: ``"cosine"`` falls to zero by half a cosine over the run; ``"one-cycle"`` rises over its first 30 %
             and falls to zero; ``"plateau"`` is multiplied by 0.3 when `plateau_patience` validations brought nothing
