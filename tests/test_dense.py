@@ -9,31 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import WIDES, use_loops
 from umx_ext.separation import dense
 from umx_ext.separation.dense import FUNCTIONS, Matrix, lstm_steps
 
 
-def require_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use them also where torch is faster, with AVX-512."""
-    if dense._dense is None:
-        pytest.skip("the loops were not compiled here")
-    if not dense._dense.CAPABLE:
-        pytest.skip("the loops are not for this processor")
-    monkeypatch.setattr(dense, "compiled", lambda: dense._dense is not None)
+@pytest.fixture(params=[*WIDES, "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_loops(monkeypatch, request.param)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(dense, "_dense", None)
-    else:
-        require_loops(monkeypatch)
-    return str(request.param)
-
-
-@pytest.fixture
-def loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_loops(monkeypatch)
+@pytest.fixture(params=[*WIDES])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_loops(monkeypatch, request.param)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -161,12 +149,13 @@ def test_what_is_not_as_said_is_refused() -> None:
 
 @pytest.mark.usefixtures("loops")
 def test_steps_do_not_write_beyond_the_target() -> None:
-    weights, target = Matrix(drawn(8, 32)), torch.zeros(20, 8)
+    size = dense.multiple()
+    weights, target = Matrix(drawn(size, 4 * size)), torch.zeros(20, size)
 
     def steps(**changed: object) -> None:
-        state = (torch.zeros(2, 8), torch.zeros(2, 8))
+        state = (torch.zeros(2, size), torch.zeros(2, size))
         settings = {"first": 0, "stride": 10, "kept": 2, "reverse": False} | changed
-        lstm_steps(torch.zeros(2, 10, 32), weights, state, target, **settings)  # type: ignore[arg-type]
+        lstm_steps(torch.zeros(2, 10, 4 * size), weights, state, target, **settings)  # type: ignore[arg-type]
 
     steps()
     steps(first=19, reverse=True)
@@ -174,12 +163,12 @@ def test_steps_do_not_write_beyond_the_target() -> None:
     for wrong in [*beyond, {"kept": 3}, {"kept": 0}]:
         with pytest.raises(ValueError, match="within the target"):
             steps(**wrong)
-    state = (torch.zeros(2, 8), torch.zeros(2, 8))
-    with pytest.raises(ValueError, match=r"\(20, 32\)"):
+    state = (torch.zeros(2, size), torch.zeros(2, size))
+    with pytest.raises(ValueError, match=rf"\(20, {4 * size}\)"):
         lstm_steps(torch.zeros(2, 10, 31), weights, state, target, first=0, stride=0, kept=1, reverse=False)
     with pytest.raises(ValueError, match="4 \\* hidden"):
-        narrow = Matrix(drawn(8, 16))
-        lstm_steps(torch.zeros(2, 10, 32), narrow, state, target, first=0, stride=0, kept=1, reverse=False)
+        narrow = Matrix(drawn(size, 2 * size))
+        lstm_steps(torch.zeros(2, 10, 4 * size), narrow, state, target, first=0, stride=0, kept=1, reverse=False)
 
 
 @pytest.mark.usefixtures("loops")
@@ -190,9 +179,17 @@ def test_a_matrix_from_a_machine_with_loops_is_refused_where_there_are_none(monk
         matrix.product(drawn(3, 8))
 
 
+@pytest.mark.usefixtures("loops")
+def test_a_matrix_for_other_vectors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, wide = Matrix(drawn(8, 32)), dense._wide()
+    monkeypatch.setattr(dense, "_wide", lambda: 48 - wide)
+    with pytest.raises(ValueError, match="lay it out anew"):
+        matrix.product(drawn(3, 8))
+
+
 def test_loops_that_were_built_for_another_version_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
-        LAYOUT, USABLE = dense.LAYOUT + 1, 1
+        LAYOUT, BEST = dense.LAYOUT + 1, 16
 
     monkeypatch.setattr(dense, "_dense", Old)
     assert not dense.compiled()

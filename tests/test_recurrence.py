@@ -7,25 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.loops import WIDES, use_loops
 from umx_ext.separation import dense, recurrence
 from umx_ext.separation.recurrence import Direction, lstm_direction
 
 
-@pytest.fixture(autouse=True, params=["compiled", "torch"])
+@pytest.fixture(autouse=True, params=[*WIDES, "torch"])
 def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many lanes there are."""
-    if request.param == "torch":
-        monkeypatch.setattr(dense, "_dense", None)
-        return 4
-    if dense._dense is None:
-        pytest.skip("the loops were not compiled here")
-    if not dense._dense.CAPABLE:
-        pytest.skip("the loops are not for this processor")
-    monkeypatch.setattr(dense, "compiled", lambda: True)  # also where torch is faster, with AVX-512
-    return 6
+    use_loops(monkeypatch, request.param)
+    return 4 if request.param == "torch" else 6
 
 
-def network(forgetting: float, hidden: int = 24, inputs: int = 16) -> nn.LSTM:
+def network(forgetting: float, hidden: int = 32, inputs: int = 16) -> nn.LSTM:
     """A large bias of the forget gate keeps the cells for ever."""
     torch.manual_seed(5)
     lstm = nn.LSTM(inputs, hidden)
@@ -117,12 +111,12 @@ def test_a_run_can_be_ended() -> None:
 
     values = torch.zeros(10, 16)
     with pytest.raises(KeyboardInterrupt):
-        lstm_direction(Direction(network(0.0)._flat_weights), values, torch.zeros(10, 24), reverse=False, check=stop)
+        lstm_direction(Direction(network(0.0)._flat_weights), values, torch.zeros(10, 32), reverse=False, check=stop)
 
 
 def test_a_direction_does_not_see_what_is_done_to_the_network_afterwards() -> None:
     lstm, values = network(0.0), torch.randn(50, 16)
-    direction, expected, found = Direction(lstm._flat_weights), alone(lstm, values, False), torch.zeros(50, 24)
+    direction, expected, found = Direction(lstm._flat_weights), alone(lstm, values, False), torch.zeros(50, 32)
     with torch.no_grad():
         for weights in lstm.parameters():
             weights.mul_(0.5)

@@ -24,7 +24,7 @@ from umx_ext.spectral import frame_count
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Config(
-    branches=("linear-log", "mel"), hidden=16, layers=2, n_fft=256, hop=64, sample_rate=8000, n_mels=12,
+    branches=("linear-log", "mel"), hidden=32, layers=2, n_fft=256, hop=64, sample_rate=8000, n_mels=12,
     bandwidth_hz=3000.0, mask="sigmoid",
 )  # fmt: skip
 FRAMES = 5000

@@ -1,10 +1,8 @@
 """Addresses and element strides; what they must point to is in dense.py."""
 
 LAYOUT: int
-WIDE: int
-MOST: int
-CAPABLE: int  # of running the loops
-USABLE: int  # and better than torch
+MOST: int  # the largest integer
+BEST: int  # outputs of a panel, 0 if torch is better
 
 def product(
     panels: int,
@@ -12,6 +10,7 @@ def product(
     steps: int,
     inputs: int,
     outputs: int,
+    wide: int,
     rows: int,
     row_stride: int,
     bias: int,
@@ -28,6 +27,7 @@ def lstm(
     steps_of_integers: int,
     inputs: int,
     outputs: int,
+    wide: int,
     gates: int,
     gates_lane_stride: int,
     gates_step_stride: int,

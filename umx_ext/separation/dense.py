@@ -4,13 +4,12 @@ A general product has to arrange its right side anew each time, which for a few 
 The weights do not change, so here that is done when they are read. The function that follows a product is applied while
 its results are in registers, and an LSTM's steps run without the interpreter.
 
-The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2, not on Windows.
-Elsewhere, and with AVX-512, for which torch's own products are faster, torch does it: the same numbers but for
-roundings.
+The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2 or with AVX-512
+and its VNNI, not on Windows. Elsewhere torch does it: the same numbers but for roundings.
 
-The loops can also multiply integers, which is faster by half and takes half of the memory's traffic. Both sides are
-rounded to 12 bits, sign included: the matrix in steps of each output's largest weight / 2047, the rows in steps of each
-row's largest number / 2047, for 1024 inputs at a time. So that small inputs with large weights are not lost beside
+The loops can also multiply integers, which is faster by half, with AVX-512 twice as fast, and takes half of the memory's
+traffic. Both sides are rounded to 12 bits, sign included: the matrix in steps of each output's largest weight / 2047,
+the rows in steps of each row's largest number / 2047, for 1024 inputs at a time (AVX-512: 512). So that small inputs with large weights are not lost beside
 large inputs with small ones, each input is first multiplied by, and its weights divided by, a factor: the root mean
 square of its weights. Sums of up to 512 products are exact. The error is some -70 dB of a product.
 """
@@ -25,15 +24,25 @@ try:
 except ImportError:  # not built here
     _dense = None  # type: ignore[assignment]
 
-__all__ = ["FUNCTIONS", "Matrix", "compiled", "lstm_steps"]
+__all__ = ["FUNCTIONS", "Matrix", "compiled", "lstm_steps", "multiple"]
 
-LAYOUT = 2  # of what the loops are given: one that was built for another is not used
+LAYOUT = 3  # of what the loops are given: one that was built for another is not used
 FUNCTIONS = ("", "relu", "sigmoid", "tanh")  # that may follow a product
 
 
 def compiled() -> bool:
     """Whether the loops were built with the package, with this version of it, and are for this processor."""
-    return _dense is not None and getattr(_dense, "LAYOUT", 0) == LAYOUT and bool(_dense.USABLE)
+    return _wide() > 0
+
+
+def multiple() -> int:
+    """The width of the loops' vectors, of which an LSTM's hidden size has to be a multiple."""
+    return _wide() // 2
+
+
+def _wide() -> int:
+    """Outputs of a panel; 0 without the loops."""
+    return _dense.BEST if _dense is not None and getattr(_dense, "LAYOUT", 0) == LAYOUT else 0
 
 
 class Matrix:
@@ -63,7 +72,7 @@ class Matrix:
         self.steps: Tensor | None = None
         if rounded:
             values = self._rounded(values)
-        rows, wide = len(values), _dense.WIDE
+        rows, wide = len(values), _wide()
         full, rest = divmod(values.shape[1], wide)
         self.panels = values.new_zeros(full + (rest > 0), rows, wide)
         self.panels[:full] = values[:, : full * wide].unflatten(1, (full, wide)).transpose(0, 1)
@@ -79,17 +88,17 @@ class Matrix:
         if self.inputs % 2:
             whole = torch.cat([whole, whole.new_zeros(1, self.outputs)])
         self.factors = factors  # 0 for an input that has no weight: it must not count as a row's largest
-        self.steps = torch.nn.functional.pad(steps, (0, -self.outputs % _dense.WIDE))
+        self.steps = torch.nn.functional.pad(steps, (0, -self.outputs % _wide()))
         low, high = whole.unflatten(0, (-1, 2)).unbind(1)
         return (high << 16) | (low & 0xFFFF)
 
-    def addresses(self) -> tuple[int, int, int, int, int]:
+    def addresses(self) -> tuple[int, int, int, int, int, int]:
         """What the compiled loops are given of it."""
-        if self.panels is None or not compiled():  # it came from another machine
+        if self.panels is None or self.panels.shape[-1] != _wide():  # it came from another machine
             raise ValueError("the matrix was laid out for loops that are not here; lay it out anew")
         factors = 0 if self.factors is None else self.factors.data_ptr()
         steps = 0 if self.steps is None else self.steps.data_ptr()
-        return self.panels.data_ptr(), factors, steps, self.inputs, self.outputs
+        return self.panels.data_ptr(), factors, steps, self.inputs, self.outputs, self.panels.shape[-1]
 
     def product(
         self, rows: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, add: bool = False, then: str = ""
@@ -169,7 +178,7 @@ def lstm_steps(
     Args:
         gates: the inputs' part of the gates, biases included, float32 `(lanes, steps, 4 * hidden)`, contiguous, in the
             order of the rows; the four in torch's order. It is written over.
-        weights: the hidden state's, `(hidden, 4 * hidden)`; hidden is a multiple of 8.
+        weights: the hidden state's, `(hidden, 4 * hidden)`; hidden is a multiple of `multiple()`.
         state: hidden and cell state, contiguous float32 `(lanes, hidden)`. Written over with those after the last step.
         target: float32 `(frames, hidden)`.
         first: the row of the target for the first step of the first lane.
@@ -188,8 +197,10 @@ def lstm_steps(
     if not (min(first, last) >= 0 and max(first, last) < len(target) and 0 < kept <= lanes):
         raise ValueError(f"rows {first} to {last} of {kept} in {lanes} lanes are not within the target's {len(target)}")
     beside = all(values.is_contiguous() for values in (gates, hidden, cell)) and target.stride(1) == 1
-    if weights.outputs != 4 * size or size % 8 or not beside:
-        raise ValueError("expected weights (hidden, 4 * hidden), a multiple of 8 units, and values beside each other")
+    if weights.outputs != 4 * size or size % multiple() or not beside:
+        raise ValueError(
+            f"expected weights (hidden, 4 * hidden), a multiple of {multiple()} units, and values beside each other"
+        )
     row = target.stride(0)
     begin = gates[0, -1] if reverse else gates[0, 0]
     _dense.lstm(

@@ -44,7 +44,7 @@ class Direction:
 
     def __init__(self, weights: Sequence[Tensor], *, rounded: bool = False) -> None:
         inputs, hidden, bias, other_bias = weights
-        self.compiled = dense.compiled() and hidden.shape[1] % 8 == 0
+        self.compiled = dense.compiled() and hidden.shape[1] % dense.multiple() == 0
         self.lanes = _COMPILED_LANES if self.compiled else _LANES
         self.same = _ROUNDED_SAME if rounded and self.compiled else _SAME
         if self.compiled:
