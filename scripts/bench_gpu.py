@@ -107,7 +107,8 @@ def main() -> None:
 def child(folder: Path, way: str, count: str, device: str, jobs: int) -> None:
     from umx_ext import cli
 
-    cli.share_one_heap()  # this and the next as the command does when it starts
+    cli.collect_seldom()  # this and what follows as the command does when it starts
+    cli.share_one_heap()
     cli.wait_asleep()
     started = time.perf_counter()
     files = sorted(str(path) for path in folder.glob("*.wav"))[: {"one": 1, "busy": 4}.get(count)]

@@ -216,7 +216,8 @@ def open_unmix(stems: list[str], song: Path, folder: Path) -> None:
 def ours(model: str, song: Path, folder: Path, options: list[str]) -> None:
     from umx_ext import cli
 
-    cli.share_one_heap()  # this and the next as the command does when it starts
+    cli.collect_seldom()  # this and what follows as the command does when it starts
+    cli.share_one_heap()
     cli.wait_asleep()
 
     import torch

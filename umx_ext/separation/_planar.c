@@ -247,8 +247,14 @@ VARIANT(plain, )
 static const Loops *loops = &loops_plain;
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+/* GCC would use half of them. */
+#if defined(__clang__)
+#define WIDE
+#else
+#define WIDE ",prefer-vector-width=512"
+#endif
 #define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma" WIDE)))
 VARIANT(avx2, AVX2)
 VARIANT(avx512, AVX512)
 

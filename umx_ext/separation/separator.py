@@ -252,13 +252,22 @@ class Separator(nn.Module):
         """How many blocks of so many samples to start together, for so many stems."""
         return abreast(self.config, stems, samples, self.device)
 
-    def _one_by_one(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
-        settings = dict(vars(recipe))
-        fast = settings.pop("fast") and compiled()  # elsewhere both are the same
+    def prepare(self, recipe: Recipe) -> None:
+        """Make what `start` will need, for instance while the audio is still being read; else it is made there."""
+        if self.device.type == "cpu":
+            self._engine(recipe.fast)
+
+    def _engine(self, fast: bool) -> Engine:
+        fast = fast and compiled()  # elsewhere both are the same
         if fast not in self._engines:
             self._engines[fast] = Engine(self.nets, self.config, fast=fast)  # type: ignore[arg-type]
+        return self._engines[fast]
+
+    def _one_by_one(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
+        settings = dict(vars(recipe))
+        engine = self._engine(settings.pop("fast"))
         for block in blocks:
-            yield self._engines[fast].pieces(block.waveform, block.first, block.last, **settings)
+            yield engine.pieces(block.waveform, block.first, block.last, **settings)
 
     def _check(self, waveform: Tensor, *, batched: bool) -> None:
         axes = "(batch, channels, samples)" if batched else "(channels, samples)"

@@ -28,6 +28,7 @@ MIN_CONTEXT_FRAMES = 4  # the outermost frames of a block see a mirrored signal 
 def stream(separator: Separator, blocks: Iterable[Tensor], sample_rate: int, options: Options) -> Iterator[Stems]:
     """See `Separator.stream`."""
     plan = _Plan(separator, options)
+    separator.prepare(plan.recipe)
     lane: _Lane | None = None
     for block in blocks:
         if block.ndim != 2 or not block.is_floating_point():
