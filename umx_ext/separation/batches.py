@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from umx_ext.separation.config import Config
-from umx_ext.separation.masknet import MaskNet
+from umx_ext.separation.masknet import Net
 from umx_ext.separation.wiener import shares, wiener
 from umx_ext.spectral import frame_count, hann, overlap_add, stft
 
@@ -82,7 +82,7 @@ class Batch:
     @torch.no_grad()
     def __init__(
         self,
-        nets: Mapping[str, MaskNet],
+        nets: Mapping[str, Net],
         config: Config,
         device: torch.device,
         blocks: Sequence[Block],

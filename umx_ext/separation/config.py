@@ -11,14 +11,15 @@ from typing import Any
 
 from umx_ext.errors import ModelError
 
-__all__ = ["FUSIONS", "MASKS", "Config"]
+__all__ = ["FUSIONS", "MASKS", "NETWORKS", "Config"]
 
 MASKS = ("relu", "sigmoid")
+NETWORKS = ("blstm", "unet")
 FUSIONS = ("add", "concat", "lstm-add")
 
 # Younger than the first models. `to_dict` leaves them out while they have their defaults, which is what all networks
 # were before: such a model's file stays the same to the byte, older versions read it, a run started before goes on.
-_YOUNGER = ("n_mfcc", "fusion", "filter_power", "second", "second_mask", "second_share")
+_YOUNGER = ("n_mfcc", "fusion", "filter_power", "second", "second_mask", "second_share", "network", "second_network")
 
 # By annotation: what a value must be, in Python (numpy's numbers are of these too) and in words.
 _KINDS = {"int": (numbers.Integral, "a whole number"), "float": (numbers.Real, "a number"), "str": (str, "a name")}
@@ -56,6 +57,9 @@ class Config:
             none: there is no second network.
         second_mask: how it makes its mask, as `mask`.
         second_share: above 0 and below 1: a stem's mask is so much of the second network's, the rest of the first's.
+        network: ``"blstm"`` (`umx_ext.separation.masknet`) or ``"unet"`` (`umx_ext.separation.unet`), which has one
+            branch and the mask sigmoid; its sizes are fixed: hidden, layers, dropout and fusion are the other's.
+        second_network: what the second one is.
     """
 
     stems: tuple[str, ...] = ("vocals",)
@@ -77,6 +81,8 @@ class Config:
     second: tuple[str, ...] = ()
     second_mask: str = "relu"
     second_share: float = 0.0
+    network: str = "blstm"
+    second_network: str = "blstm"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -100,6 +106,9 @@ class Config:
         for mask in (self.mask, self.second_mask):
             if mask not in MASKS:
                 raise ModelError(f"no mask named {mask!r}; known: {', '.join(MASKS)}")
+        for network in (self.network, self.second_network):
+            if network not in NETWORKS:
+                raise ModelError(f"no network named {network!r}; known: {', '.join(NETWORKS)}")
         if not (0 < self.second_share < 1 if self.second else self.second_share == 0):
             raise ModelError(
                 f"expected a second_share above 0 and below 1 with a second network, and 0 without, got "
@@ -134,7 +143,14 @@ class Config:
     def of_second(self) -> Config:
         """The second network's own config, as if it were alone."""
         return dataclasses.replace(
-            self, branches=self.second, mask=self.second_mask, second=(), second_mask="relu", second_share=0.0
+            self,
+            branches=self.second,
+            mask=self.second_mask,
+            network=self.second_network,
+            second=(),
+            second_mask="relu",
+            second_share=0.0,
+            second_network="blstm",
         )
 
     def to_dict(self) -> dict[str, Any]:

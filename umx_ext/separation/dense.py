@@ -7,11 +7,12 @@ its results are in registers, and an LSTM's steps run without the interpreter.
 The loops are compiled with the package where a C compiler is to be had, for x86 processors with AVX2 or with AVX-512
 and its VNNI, not on Windows. Elsewhere torch does it: the same numbers but for roundings.
 
-The loops can also multiply integers, which is faster by half, with AVX-512 twice as fast, and takes half of the memory's
-traffic. Both sides are rounded to 12 bits, sign included: the matrix in steps of each output's largest weight / 2047,
-the rows in steps of each row's largest number / 2047, for 1024 inputs at a time (AVX-512: 512). So that small inputs with large weights are not lost beside
-large inputs with small ones, each input is first multiplied by, and its weights divided by, a factor: the root mean
-square of its weights. Sums of up to 512 products are exact. The error is some -70 dB of a product.
+The loops can also multiply integers, which is faster by half, with AVX-512 twice as fast, and takes half of the
+memory's traffic. Both sides are rounded to 12 bits, sign included: the matrix in steps of each output's largest
+weight / 2047, the rows in steps of each row's largest number / 2047, for 1024 inputs at a time (AVX-512: 512). So that
+small inputs with large weights are not lost beside large inputs with small ones, each input is first multiplied by, and
+its weights divided by, a factor: the root mean square of its weights. Sums of up to 512 products are exact. The error
+is some -70 dB of a product.
 """
 
 from __future__ import annotations

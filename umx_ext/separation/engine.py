@@ -8,6 +8,8 @@ A whole waveform goes through three passes, each cut into tasks for a few worker
 3. *Decode*, some hundred frames a task: the STFT again (cheaper than keeping it), masks, Wiener filter, inverse STFT,
    overlap-add into the result.
 
+A convolutional network needs neither of the first two: its mask is made in the third, from some frames more.
+
 Standardisations and batch norms are folded into the three matrices. Everything is frames-major. Nothing depends on the
 number of workers, to the last bit.
 """
@@ -18,7 +20,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +31,12 @@ from umx_ext.separation.batches import RESIDUAL
 from umx_ext.separation.branches import Branch
 from umx_ext.separation.config import Config
 from umx_ext.separation.dense import Matrix
-from umx_ext.separation.masknet import Encoder, MaskNet, members
+from umx_ext.separation.masknet import Encoder, MaskNet, Net, members
+from umx_ext.separation.norms import affine, plain
 from umx_ext.separation.recurrence import Direction, lstm_direction
 from umx_ext.separation.stages import stage, staged
+from umx_ext.separation.unet import GRID, REACH, UNet
+from umx_ext.separation.unet import folded as folded_unet
 from umx_ext.separation.wiener import WINDOW, filter_window
 from umx_ext.separation.workers import Workers
 from umx_ext.spectral import frame_count, hann
@@ -41,11 +46,13 @@ __all__ = ["RESIDUAL", "Chain", "Engine", "Head", "folded"]
 Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
+_CONVOLVED = 600  # frames of which a convolutional network's mask is made at a time, and a task that has one
 _LINE = 16  # numbers of a line of the cache
 _CHUNK = 32  # frames that are transformed at a time: they fit the cache
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
 
-_ENCODE, _RECUR, _DECODE = 0.15, 0.45, 0.40  # rough shares of the time, for progress
+_ENCODE, _RECUR = 0.15, 0.45  # rough shares of the time, for progress; the rest is for the last pass
+_LESS = 0.4  # of those, where a convolutional network takes part in that
 
 
 @dataclass(frozen=True)
@@ -81,61 +88,50 @@ class Head:
     mask: str
 
 
-def _affine(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """A batch norm in evaluation, as factor and offset, in double precision."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    return factor, norm.bias.double() - norm.running_mean.double() * factor
-
-
-def _float(values: Tensor) -> Tensor:
-    return values.detach().to(device="cpu", dtype=torch.float32).contiguous()
-
-
 def _folded_chain(
     name: str, encoder: Encoder, gain: Tensor, fc2: Tensor, factor2: Tensor, channels: int, skips: bool
 ) -> Chain:
-    factor, offset = _affine(encoder.bn1)
+    factor, offset = affine(encoder.bn1)
     fc1 = encoder.fc1.weight.double() * factor[:, None]
     scale, mean = (values.double().repeat(channels) for values in (encoder.scale, encoder.mean))
     lstm = encoder.lstm
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     layers = [
-        [[_float(getattr(lstm, f"{name}_l{layer}{suffix}")) for name in names] for suffix in ("", "_reverse")]
+        [[plain(getattr(lstm, f"{name}_l{layer}{suffix}")) for name in names] for suffix in ("", "_reverse")]
         for layer in range(lstm.num_layers)
     ]
     skip, recurrent = (fc2.double() * factor2[:, None] * gain.double()).chunk(2, dim=1)
     return Chain(
         name=name,
         branch=copy.deepcopy(encoder.branch).to(device="cpu", dtype=torch.float32).eval(),
-        weight=_float((fc1 * scale).mT),
-        bias=_float(fc1 @ (scale * mean) + offset),
+        weight=plain((fc1 * scale).mT),
+        bias=plain(fc1 @ (scale * mean) + offset),
         layers=layers,
-        skip=_float(skip.mT) if skips else None,
-        recurrent=_float(recurrent.mT),
+        skip=plain(skip.mT) if skips else None,
+        recurrent=plain(recurrent.mT),
     )
 
 
 @torch.no_grad()
 def folded(net: MaskNet, channels: int) -> Head:
     """One network; of a pair, the first."""
-    factor2, bias2 = _affine(net.bn2)
+    factor2, bias2 = affine(net.bn2)
     gains = torch.cat([net.gains.new_ones(1), net.gains])
     encoders = [(name, encoder) for name, encoder in net.encoders.items() if isinstance(encoder, Encoder)]
     # Under every fusion fc2's product is a sum over branches, so each chain carries its own part of it.
     fusion, fc2 = net.config.fusion, net.fc2.weight
     fc2s = fc2.chunk(len(encoders), dim=1) if fusion == "concat" else (fc2,) * len(encoders)
     skips = [fusion != "lstm-add" or number == 0 for number in range(len(encoders))]
-    factor3, offset3 = _affine(net.bn3)
+    factor3, offset3 = affine(net.bn3)
     scale, mean = (values.double().repeat(channels) for values in (net.output_scale, net.output_mean))
     return Head(
         chains=[
             _folded_chain(name, encoder, gain, part, factor2, channels, skip)
             for (name, encoder), gain, part, skip in zip(encoders, gains, fc2s, skips, strict=True)
         ],
-        bias2=_float(bias2),
-        weight3=_float((net.fc3.weight.double() * (factor3 * scale)[:, None]).mT),
-        bias3=_float(offset3 * scale + mean),
+        bias2=plain(bias2),
+        weight3=plain((net.fc3.weight.double() * (factor3 * scale)[:, None]).mT),
+        bias3=plain(offset3 * scale + mean),
         mask=net.config.mask,
     )
 
@@ -160,6 +156,20 @@ class _Head:
         self.bias2, self.decoder, self.bias3 = head.bias2, Matrix(head.weight3, rounded=fast), head.bias3
 
 
+class _Convolutional:
+    """A U-Net, folded."""
+
+    def __init__(self, net: UNet, share: float) -> None:
+        self.share, self.net = share, folded_unet(net)
+
+
+_Member: TypeAlias = _Head | _Convolutional  # of those whose masks are averaged
+
+
+def _member(net: Net, channels: int, share: float, *, fast: bool) -> _Member:
+    return _Convolutional(net, share) if isinstance(net, UNet) else _Head(folded(net, channels), share, fast=fast)
+
+
 class Engine:
     """Inference for the networks of one separator, on the CPU, in float32.
 
@@ -178,7 +188,7 @@ class Engine:
     """
 
     def __init__(
-        self, nets: Mapping[str, MaskNet], config: Config, *, threads: int | None = None, fast: bool = False
+        self, nets: Mapping[str, Net], config: Config, *, threads: int | None = None, fast: bool = False
     ) -> None:
         if not nets:
             raise UsageError("an engine needs at least one network, got none")
@@ -190,7 +200,7 @@ class Engine:
         self.stems = tuple(nets.keys())
         self.threads = threads
         self._heads = {
-            stem: [_Head(folded(one, config.channels), share, fast=fast) for share, one in members(net)]
+            stem: [_member(one, config.channels, share, fast=fast) for share, one in members(net)]
             for stem, net in nets.items()
         }
 
@@ -282,7 +292,7 @@ class _Job:
     def __init__(
         self,
         config: Config,
-        stems: list[list[_Head]],
+        stems: list[list[_Member]],
         waveform: Tensor,
         workers: Workers,
         count: int,
@@ -290,7 +300,8 @@ class _Job:
     ) -> None:
         self.config = config
         self.stems = stems
-        self.heads = [head for of_stem in stems for head in of_stem]
+        self.heads = [one for of_stem in stems for one in of_stem if isinstance(one, _Head)]
+        self.convolutional = [one for of_stem in stems for one in of_stem if isinstance(one, _Convolutional)]
         self.workers = workers
         self.count = count
         self.progress = progress
@@ -302,30 +313,36 @@ class _Job:
         if samples <= self.half:  # too short to be reflected; see `spectral.stft`
             waveform = nn.functional.pad(waveform, (0, self.half + 1 - samples))
         self.waveform = waveform
+        less = _LESS if self.convolutional else 1.0
+        self.encoding, self.recurring = (less * share * bool(self.heads) for share in (_ENCODE, _RECUR))
 
     def encode(self) -> list[list[Tensor]]:
-        """For each network, for each chain, `(frames, hidden)`: what enters the BLSTM."""
+        """For each network that has a BLSTM, for each chain, `(frames, hidden)`: what enters it."""
+        if not self.heads:
+            return []
         # One allocation for all: large enough to go back to the system when it is freed, which smaller ones do not.
         chains = [len(head.chains) for head in self.heads]
         space = torch.empty(sum(chains), self.frames, self.config.hidden)
         encoded = [list(of_head) for of_head in space.split(chains)]
         tasks = [partial(self._encode, first, last, encoded) for first, last in _cut(self.frames, _TASK)]
-        self._all(tasks, 0.0, _ENCODE)
+        self._all(tasks, 0.0, self.encoding)
         return encoded
 
     def recur(self, encoded: list[list[Tensor]]) -> list[Tensor]:
-        """For each network, `(frames, hidden)`: what enters the decoder, in the place of what was encoded."""
+        """For each of those, `(frames, hidden)`: what enters the decoder, in the place of what was encoded."""
+        if not encoded:
+            return []
         chains = [
             (chain, values, of_head[0])
             for head, of_head in zip(self.heads, encoded, strict=True)
             for chain, values in zip(head.chains, of_head, strict=True)
         ]
         abreast = max(1, self.count // 2)  # with more, every worker would wait as long, and more memory be held
-        share = _RECUR / len(chains)
+        share = self.recurring / len(chains)
         spaces = torch.empty(2, min(abreast, len(chains)), self.frames, self.config.hidden)
         for first in range(0, len(chains), abreast):
             group = chains[first : first + abreast]
-            begin = _ENCODE + first * share
+            begin = self.encoding + first * share
             inputs = [values for _, values, _ in group]
             layers = len(group[0][0].layers)
             for layer in range(layers):
@@ -347,9 +364,10 @@ class _Job:
 
     def decode(self, hidden: list[Tensor], plan: _Plan) -> Iterator[Tensor]:
         """`(wanted sources, channels, samples)` as planned, piece by piece."""
-        tasks = [partial(self._decode, hidden, windows, plan) for windows in _together(plan)]
+        length = _CONVOLVED if self.convolutional else _TASK
+        tasks = [partial(self._decode, hidden, windows, plan) for windows in _together(plan, length)]
         reach: Tensor | None = None  # what the frames so far add to the blocks after them
-        for blocks in self._do(tasks, _ENCODE + _RECUR, 1.0):
+        for blocks in self._do(tasks, self.encoding + self.recurring, 1.0):
             if reach is not None:
                 with torch.inference_mode():  # as the worker made them
                     blocks[:, :, : reach.shape[2]] += reach
@@ -394,6 +412,7 @@ class _Job:
         """What these frames make, in blocks of a hop: `(wanted sources, channels, frames + shared, hop)`."""
         config = self.config
         first, last = windows[0][0], windows[-1][1]
+        convolved = [self._convolved(one, first, last) for one in self.convolutional]
         mixture = torch.empty(config.channels, 2, last - first, config.bins)
         for rows, values in staged("STFT", self._transformed(first, last)):
             with stage("STFT"):
@@ -404,7 +423,13 @@ class _Job:
         own = plan.residual and power != 1
         for a, b in windows:
             filtered = filter_window(
-                partial(self._masks, [values[a:b] for values in hidden], power, own),
+                partial(
+                    self._masks,
+                    [values[a:b] for values in hidden],
+                    [mask[a - first : b - first] for mask in convolved],
+                    power,
+                    own,
+                ),
                 mixture[:, :, a - first : b - first],
                 niter=plan.niter,
                 residual=plan.residual and not own,
@@ -445,12 +470,38 @@ class _Job:
         index = (length - 1) - (torch.arange(begin, end).abs() - (length - 1)).abs()
         return self.waveform[:, index]
 
-    def _masks(self, hidden: list[Tensor], power: float, residual: bool, rows: slice) -> list[Tensor]:
+    def _convolved(self, member: _Convolutional, first: int, last: int) -> Tensor:
+        """Masks of a convolutional network, `(frames, channels, features)`."""
+        net, config = member.net, self.config
+        mask = torch.empty(last - first, config.channels, net.branch.features)
+        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _CONVOLVED)):
+            # What they depend on, up to the end of the song, filled up as `UNet.mask` does.
+            begin, end = max(0, a - REACH) // GRID * GRID, min(b + REACH + GRID, -(-self.frames // GRID) * GRID)
+            end = begin + (end - begin) // GRID * GRID
+            magnitude = torch.empty(min(end, self.frames) - begin, config.channels, config.bins)
+            for rows, spectrum in staged("STFT", self._transformed(begin, begin + len(magnitude))):
+                with stage("STFT"):
+                    planar.magnitude(spectrum, magnitude[rows])
+            with stage(f"branch {net.name}"):
+                features = net.branch(magnitude[None])[0]
+            del magnitude
+            with stage("convolutions"):
+                mask[a - first : b - first] = net.mask(features, end - begin, slice(a - begin, b - begin))
+        return mask
+
+    def _masks(
+        self, hidden: list[Tensor], convolved: list[Tensor], power: float, residual: bool, rows: slice
+    ) -> list[Tensor]:
         """Each stem's mask `(rows, channels, bins)` to a power, when the filter comes to them, and the residual's."""
         self.workers.check()
         with stage("decoder"):
-            rest_of = iter(hidden)
-            masks = [self._mean(heads, [next(rest_of)[rows] for _ in heads]) for heads in self.stems]
+            of_heads, of_convolutional = iter(hidden), iter(convolved)
+            masks = [
+                self._mean(
+                    [(one, next(of_heads if isinstance(one, _Head) else of_convolutional)[rows]) for one in of_stem]
+                )
+                for of_stem in self.stems
+            ]
             if residual:
                 rest = 1 - masks[0]
                 for mask in masks[1:]:
@@ -458,16 +509,22 @@ class _Job:
                 masks.append(rest.clamp_min_(0))
             return masks if power == 1 else [mask.pow_(power) for mask in masks]
 
-    def _mean(self, heads: list[_Head], values: list[Tensor]) -> Tensor:
+    def _mean(self, found: list[tuple[_Member, Tensor]]) -> Tensor:
         """The mean of the masks of a stem's networks."""
-        mask = self._mask(heads[0], values[0])
-        if len(heads) > 1:
-            mask *= heads[0].share
-        for head, of_head in zip(heads[1:], values[1:], strict=True):
-            mask.add_(self._mask(head, of_head), alpha=head.share)
+        (first, values), *others = found
+        mask = self._mask(first, values)
+        if others:
+            mask *= first.share
+        for one, values in others:
+            if isinstance(one, _Head):
+                mask.add_(self._mask(one, values), alpha=one.share)
+            else:  # which says nothing of what is above its bandwidth
+                mask[..., : values.shape[-1]].add_(values, alpha=one.share)
         return mask
 
-    def _mask(self, head: _Head, values: Tensor) -> Tensor:
+    def _mask(self, head: _Member, values: Tensor) -> Tensor:
+        if isinstance(head, _Convolutional):
+            return nn.functional.pad(values, (0, self.config.bins - values.shape[-1]))
         # Rows that begin where a line of the cache does, and not as many bytes apart as a page has.
         wide = values.new_empty(len(values), -(-head.decoder.outputs // _LINE) * _LINE)
         mask = wide[:, : head.decoder.outputs]
@@ -490,10 +547,10 @@ def _cut(frames: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, frames)) for first in range(0, frames, length)]
 
 
-def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:
-    """Windows of the Wiener filter, each its first frame and the one after its last, some hundred frames together."""
-    length = _TASK if plan.niter == 0 else (plan.window or plan.last - plan.first)
+def _together(plan: _Plan, frames: int) -> Iterator[list[tuple[int, int]]]:
+    """Windows of the Wiener filter, each its first frame and the one after its last, about so many frames together."""
+    length = frames if plan.niter == 0 else (plan.window or plan.last - plan.first)
     windows = [(first, min(first + length, plan.last)) for first in range(plan.first, plan.last, length)]
-    several = max(1, _TASK // length)
+    several = max(1, frames // length)
     for number in range(0, len(windows), several):
         yield windows[number : number + several]

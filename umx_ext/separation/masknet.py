@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,10 @@ from torch.nn import functional
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
 from umx_ext.separation.config import Config
+from umx_ext.separation.norms import Norm
+from umx_ext.separation.unet import UNet
 
-__all__ = ["Encoder", "MaskNet", "MaskPair", "build_net", "from_openunmix_state", "members"]
-
-
-class Norm(nn.BatchNorm1d):
-    """A batch norm that can be asked for another weight and bias than its own."""
-
-    def normalised(self, values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """`(batch, features)` -> the same shape."""
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        mean, variance, momentum = self.running_mean, self.running_var, self.momentum
-        return functional.batch_norm(values, mean, variance, weight, bias, self.training, momentum or 0.0, self.eps)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """`(batch, features)` -> the same shape."""
-        return self.normalised(values, self.weight, self.bias)
+__all__ = ["Encoder", "MaskNet", "MaskPair", "Net", "build_net", "from_openunmix_state", "members"]
 
 
 class Encoder(nn.Module):
@@ -175,26 +162,32 @@ class MaskPair(MaskNet):
     The first one's weights have the names that they have in a `MaskNet`, the other's stand under ``second``.
 
     Args:
-        config: one with a `second` network.
+        config: one with a `second` network, and a BLSTM as the first.
     """
 
     def __init__(self, config: Config) -> None:
+        if config.network != "blstm":
+            raise ModelError(f"the first network of a pair is a blstm, got {config.network}")
         super().__init__(config)
-        self.second = MaskNet(config.of_second)
+        self.second = build_net(config.of_second)
 
     def mask(self, magnitude: Tensor, *, half: bool = False) -> Tensor:
         """As `MaskNet.mask`."""
-        return torch.lerp(
-            super().mask(magnitude, half=half), self.second.mask(magnitude, half=half), self.config.second_share
-        )
+        first, second = super().mask(magnitude, half=half), self.second.mask(magnitude, half=half)
+        return torch.lerp(first, second.to(first.dtype), self.config.second_share)
 
 
-def build_net(config: Config) -> MaskNet:
+Net: TypeAlias = MaskNet | UNet
+
+
+def build_net(config: Config) -> Net:
     """The network, or the two, that a config describes, with random weights."""
-    return MaskPair(config) if config.second else MaskNet(config)
+    if config.second:
+        return MaskPair(config)
+    return UNet(config) if config.network == "unet" else MaskNet(config)
 
 
-def members(net: MaskNet) -> list[tuple[float, MaskNet]]:
+def members(net: Net) -> list[tuple[float, Net]]:
     """The networks whose masks are averaged, each with its share; of a pair's first the first's own weights count."""
     if not isinstance(net, MaskPair):
         return [(1.0, net)]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.overrides import TorchFunctionMode
 
-    from umx_ext.separation.masknet import MaskNet
+    from umx_ext.separation.masknet import Net
     from umx_ext.separation.separator import Separator
 
 __all__ = [
@@ -363,7 +363,7 @@ def chosen_stems(known: tuple[str, ...], wanted: Sequence[str] | None, where: st
     return stems
 
 
-def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where: str) -> dict[str, MaskNet]:
+def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where: str) -> dict[str, Net]:
     """A network in evaluation mode for each stem of the config, with these weights as float32.
 
     Raises:
@@ -377,7 +377,7 @@ def build_nets(config: Config, states: Mapping[str, Mapping[str, Tensor]], where
             first = build_net(config)
     except (ModelError, ArithmeticError, RuntimeError, TypeError) as error:
         raise ModelError(f"{where} has a config that cannot be built: {error}") from error
-    nets: dict[str, MaskNet] = {}
+    nets: dict[str, Net] = {}
     for stem in config.stems:
         net = copy.deepcopy(first) if nets else first
         expected = {key: value for key, value in net.state_dict().items() if _is_weight(key)}

@@ -19,7 +19,7 @@ from umx_ext.separation.batches import Batch, Block, Recipe, abreast, filter_inp
 from umx_ext.separation.config import Config
 from umx_ext.separation.dense import compiled
 from umx_ext.separation.engine import Engine
-from umx_ext.separation.masknet import MaskNet, build_net
+from umx_ext.separation.masknet import Net, build_net
 from umx_ext.separation.stages import stage, staged
 from umx_ext.separation.streaming import stream
 from umx_ext.separation.wiener import wiener
@@ -74,7 +74,7 @@ class Options:
 
 
 class Separator(nn.Module):
-    """A frozen `Config` and one `MaskNet` a stem.
+    """A frozen `Config` and one network a stem.
 
     Args:
         config: what the networks are.
@@ -84,7 +84,7 @@ class Separator(nn.Module):
         ModelError: the networks' names are not the config's stems.
     """
 
-    def __init__(self, config: Config, nets: Mapping[str, MaskNet] | None = None) -> None:
+    def __init__(self, config: Config, nets: Mapping[str, Net] | None = None) -> None:
         super().__init__()
         self.config = config
         self.nets = nn.ModuleDict(nets if nets is not None else {stem: build_net(config) for stem in config.stems})

@@ -1,42 +1,40 @@
 """A convolutional network of one stem: a U-Net over time and frequency that sees what one branch shows it.
 
-Unlike a BLSTM, whose first matrix has a weight for every bin, a convolution knows a sound again at another pitch, which
-is what counts when there is little music to learn from. After Jansson et al., "Singing voice separation with deep U-Net
-convolutional networks", ISMIR 2017, with residual convolutions (He et al., CVPR 2016) and, on the inner levels, a
-bottleneck over all frequencies of a frame (Choi et al., "Investigating U-Nets with various intermediate blocks for
-spectrogram-based singing voice separation", ISMIR 2020).
+A BLSTM's first matrix has a weight for every bin; a convolution knows a sound again at another pitch, which is what
+counts where there is little music to learn from. After A. Jansson et al., "Singing voice separation with deep U-Net
+convolutional networks", ISMIR 2017, with residual convolutions (K. He et al., "Deep residual learning for image
+recognition", CVPR 2016) and a bottleneck over all frequencies of a frame on the inner levels (W. Choi et al.,
+"Investigating U-Nets with various intermediate blocks for spectrogram-based singing voice separation", ISMIR 2020).
 
-Frames are halved `TIMES` times and no frame sees far: a long spectrogram can be done in pieces that overlap and begin at
-multiples of `GRID`.
+What a frame's mask depends on ends `REACH` frames before it and after it. So a long spectrogram can be done in pieces,
+each with that much beside what is kept of it, which begin at multiples of `GRID` frames: `Folded.mask`.
 """
 
 from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from umx_ext.errors import ModelError
-from umx_ext.separation.branches import build_branch
+from umx_ext.separation.branches import Branch, build_branch
 from umx_ext.separation.config import Config
-from umx_ext.separation.masknet import Norm
+from umx_ext.separation.norms import Norm2d, affine, plain
 
-__all__ = ["GRID", "UNet"]
+__all__ = ["GRID", "REACH", "Folded", "UNet", "folded"]
 
 WIDTHS = (16, 32, 48, 64, 96)  # channels of each level, each of half the frequencies of the one above
 TIMES = 3  # of the uppermost levels, which halve the frames as well
-GRID = 2**TIMES  # frames
+GRID = 2**TIMES
+REACH = 104
 NARROW = 8  # how many times narrower the bottlenecks over frequencies are
 FINE = 8  # channels that reach the full resolution again
-
-
-class Norm2d(Norm):
-    """A batch norm of `(batch, channels, frames, frequencies)`, fastest with channels innermost in memory."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Any number of dimensions, channels the second -> the same shape."""
-        rows = values.movedim(1, -1)
-        return super().forward(rows.flatten(0, -2)).view(rows.shape).movedim(-1, 1)
+NEAR = 4  # frames that a kept one depends on in the uppermost level
 
 
 class Over(nn.Module):
@@ -44,31 +42,31 @@ class Over(nn.Module):
 
     def __init__(self, channels: int, frequencies: int) -> None:
         super().__init__()
-        self.narrow = nn.Linear(frequencies, frequencies // NARROW, bias=False)
+        few = max(1, frequencies // NARROW)
+        self.narrow = nn.Linear(frequencies, few, bias=False)
         self.norm1 = Norm2d(channels)
-        self.wide = nn.Linear(frequencies // NARROW, frequencies, bias=False)
+        self.wide = nn.Linear(few, frequencies, bias=False)
         self.norm2 = Norm2d(channels)
 
     def forward(self, values: Tensor) -> Tensor:
         """`(batch, channels, frames, frequencies)` -> the same shape."""
         # Channels are innermost in memory: a product from the left leaves them there.
-        rows = values.permute(0, 2, 3, 1)
-        inner = torch.matmul(self.narrow.weight, rows).permute(0, 3, 1, 2)
+        inner = torch.matmul(self.narrow.weight, values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         inner = torch.relu(self.norm1(inner)).permute(0, 2, 3, 1)
         outer = torch.matmul(self.wide.weight, inner).permute(0, 3, 1, 2)
         return values + torch.relu(self.norm2(outer))
 
 
 class Block(nn.Module):
-    """Two convolutions, the second beside a way past it, and a bottleneck over frequencies."""
+    """Two convolutions, the second beside a way past it, and perhaps a bottleneck over frequencies."""
 
-    def __init__(self, inputs: int, channels: int, frequencies: int, *, stride: tuple[int, int], over: bool) -> None:
+    def __init__(self, inputs: int, channels: int, frequencies: int, stride: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)
         self.norm1 = Norm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = Norm2d(channels)
-        self.over = Over(channels, frequencies) if over else nn.Identity()
+        self.over = Over(channels, frequencies)
 
     def forward(self, values: Tensor) -> Tensor:
         """`(batch, inputs, frames, frequencies)` -> `(batch, channels, ...)`, strided."""
@@ -81,67 +79,238 @@ class UNet(nn.Module):
     """Predicts the mask of one stem from the mixture's magnitudes.
 
     Args:
-        config: with one branch, a view of single bins; of the sizes, those of the transform alone count.
+        config: with one branch that shows a feature for each bin. `hidden`, `layers`, `dropout` and `fusion` are a
+            BLSTM's and not looked at; the mask is between 0 and 1.
 
     Attributes:
         mean: added to the features, `(features,)`; minus the training mean at first.
         scale: multiplied after that; one over the training deviation at first.
 
     Raises:
-        ModelError: several branches.
+        ModelError: several branches, or another mask.
     """
+
+    ramp: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if len(config.branches) != 1:
-            raise ModelError(f"a U-Net has one branch, got {', '.join(config.branches)}")
+        if len(config.branches) != 1 or config.mask != "sigmoid":
+            raise ModelError(
+                f"a U-Net has one branch and the mask sigmoid, got {', '.join(config.branches)} and {config.mask}"
+            )
         self.config = config
         self.branch = build_branch(config.branches[0], config)
         features = self.branch.features
         self.mean = nn.Parameter(torch.zeros(features))
         self.scale = nn.Parameter(torch.ones(features))
         depth = len(WIDTHS)
-        wide = -(-features // 2**depth) * 2**depth
-        self.wide = wide
+        self.wide = -(-features // 2**depth) * 2**depth  # features, and zeros up to what can be halved so often
+        heights = [self.wide >> (level + 1) for level in range(depth)]
         strides = [(2 if level < TIMES else 1, 2) for level in range(depth)]
         self.stem = nn.Conv2d(config.channels + 1, WIDTHS[0], 5, stride=strides[0], padding=2, bias=False)
         self.stem_norm = Norm2d(WIDTHS[0])
         self.down = nn.ModuleList(
-            Block(WIDTHS[level - 1], WIDTHS[level], wide >> (level + 1), stride=strides[level], over=True)
-            for level in range(1, depth)
+            Block(WIDTHS[level - 1], WIDTHS[level], heights[level], strides[level]) for level in range(1, depth)
         )
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(WIDTHS[level], WIDTHS[level - 1], strides[level], stride=strides[level], bias=False)
             for level in range(1, depth)
         )
-        self.merge = nn.ModuleList(
-            Block(2 * WIDTHS[level], WIDTHS[level], wide >> (level + 1), stride=(1, 1), over=level > 0)
-            if level
-            else nn.Sequential(nn.Conv2d(2 * WIDTHS[0], WIDTHS[0], 3, padding=1, bias=False), Norm2d(WIDTHS[0]), nn.ReLU())
-            for level in range(depth - 1)
-        )
+        top = nn.Conv2d(2 * WIDTHS[0], WIDTHS[0], 3, padding=1, bias=False)
+        self.merge = nn.ModuleList([nn.Sequential(top, Norm2d(WIDTHS[0]), nn.ReLU())])
+        self.merge.extend(Block(2 * WIDTHS[level], WIDTHS[level], heights[level]) for level in range(1, depth - 1))
         self.last = nn.ConvTranspose2d(WIDTHS[0], FINE, strides[0], stride=strides[0])
         self.out = nn.Conv2d(FINE + config.channels, config.channels, 3, padding=1)
-        self.register_buffer("ramp", torch.linspace(-1, 1, wide), persistent=False)
+        self.register_buffer("ramp", torch.linspace(-1, 1, self.wide), persistent=False)  # where in the spectrum
 
-    ramp: Tensor
+    def forward(self, magnitude: Tensor) -> Tensor:
+        """The stem's magnitudes, as `MaskNet.forward`."""
+        frames_major = magnitude.permute(0, 3, 1, 2)
+        return (self.mask(frames_major) * frames_major.detach()).permute(0, 2, 3, 1)
 
-    def mask(self, magnitude: Tensor) -> Tensor:
-        """`(batch, frames, channels, bins)` -> the same shape, 0 to 1."""
-        batch, count, channels, bins = magnitude.shape
-        features = (self.branch(magnitude) + self.mean) * self.scale  # (batch, frames, channels, features)
-        view = features.new_zeros(batch, -(-count // GRID) * GRID, self.wide, channels + 1)
-        view[:, :count, : features.shape[-1], :channels] = features.transpose(2, 3)
-        view[..., channels] = self.ramp
-        values = view.permute(0, 3, 1, 2)  # channels innermost in memory
-        first = values[:, :channels]
-        values = torch.relu(self.stem_norm(self.stem(values)))
-        levels = [values]
+    def mask(self, magnitude: Tensor, *, half: bool = False) -> Tensor:
+        """The mask alone, as `MaskNet.mask`; 0 above the bandwidth.
+
+        Args:
+            magnitude: the mixture's, `(batch, frames, channels, bins)`.
+            half: everything but the branch in half precision.
+        """
+        _, count, channels, bins = magnitude.shape
+        expected = (self.config.channels, self.config.bins)
+        if (channels, bins) != expected:
+            raise ModelError(
+                f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
+                f"bins, got {channels} channels and {bins} bins"
+            )
+        seen = view(self.branch(magnitude), self.mean, self.scale, self.ramp, -(-count // GRID) * GRID)
+        with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():
+            values = self._decided(seen)
+        features = self.branch.features
+        values = torch.sigmoid(values[:, :, :count, :features].to(magnitude.dtype)).permute(0, 2, 1, 3)
+        return functional.pad(values, (0, bins - features))
+
+    def _decided(self, seen: Tensor) -> Tensor:
+        """`(batch, channels + 1, frames, wide)` -> `(batch, channels, frames, wide)`, before the sigmoid."""
+        levels = [torch.relu(self.stem_norm(self.stem(seen)))]
         for block in self.down:
             levels.append(block(levels[-1]))
         values = levels.pop()
+        for up, merge, skip in zip(reversed(self.up), reversed(self.merge), reversed(levels), strict=True):
+            values = merge(torch.cat([up(values), skip], dim=1))
+        values = torch.relu(self.last(values))
+        return cast(Tensor, self.out(torch.cat([values, seen[:, :-1].to(values.dtype)], dim=1)))
+
+
+def view(features: Tensor, mean: Tensor, scale: Tensor, ramp: Tensor, frames: int) -> Tensor:
+    """What the first convolution sees: features `(batch, count, channels, features)`, standardised, and the ramp.
+
+    Returns:
+        `(batch, channels + 1, frames, wide)`, zero where there are no features, channels innermost in memory.
+    """
+    batch, count, channels, width = features.shape
+    seen = features.new_zeros(batch, frames, len(ramp), channels + 1)
+    seen[:, :count, :width, :channels] = ((features + mean) * scale).transpose(2, 3)
+    seen[..., channels] = ramp
+    return seen.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with the batch norm after it folded in: torch's weight and bias, and the stride."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, int] = (1, 1)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        around = self.weight.shape[-1] // 2
+        return functional.conv2d(values, self.weight, self.bias, self.stride, around)
+
+
+@dataclass(frozen=True)
+class FoldedOver:
+    """An `Over`: two matrices, `(outputs, inputs)`, and for each channel what follows the first and the second.
+
+    The second's factor stands in the first's: channels share the matrices, and a factor passes through both.
+    """
+
+    narrow: Tensor
+    factor: Tensor
+    offset: Tensor
+    wide: Tensor
+    further: Tensor
+    last: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Adds to the values, `(batch, channels, frames, frequencies)`, channels innermost in memory."""
+        rows = values.permute(0, 2, 3, 1)
+        inner = torch.matmul(self.narrow, rows).mul_(self.factor).add_(self.offset).relu_().mul_(self.further)
+        rows += torch.matmul(self.wide, inner).add_(self.last).relu_()
+        return values
+
+
+@dataclass(frozen=True)
+class FoldedBlock:
+    """A `Block`, of which the second convolution and what follows may be missing."""
+
+    conv1: Conv
+    conv2: Conv | None = None
+    over: FoldedOver | None = None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        values = self.conv1(values).relu_()
+        if self.conv2 is not None:
+            values += self.conv2(values).relu_()
+        return values if self.over is None else self.over(values)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A network ready for inference on the CPU, without its batch norms."""
+
+    branch: Branch
+    name: str
+    mean: Tensor
+    scale: Tensor
+    ramp: Tensor
+    stem: FoldedBlock
+    down: list[FoldedBlock]
+    up: list[Conv]
+    merge: list[FoldedBlock]
+    last: Conv
+    out: Conv
+
+    def mask(self, features: Tensor, frames: int, keep: slice) -> Tensor:
+        """Masks of some frames in the midst of others.
+
+        Args:
+            features: the branch's, `(count, channels, features)`. The first frame is the song's first, or a multiple
+                of `GRID` after it and at least `REACH` before what is kept.
+            frames: a multiple of `GRID`: of the song from the first frame on, filled up to that, or at least `REACH`
+                more than what is kept.
+            keep: which to return.
+
+        Returns:
+            `(kept, channels, features)`.
+        """
+        seen = view(features[None], self.mean, self.scale, self.ramp, frames)
+        levels = [self.stem(seen)]
+        for block in self.down:
+            levels.append(block(levels[-1]))
+        # Nothing beyond what is kept, but for the little that it depends on there, is done on the uppermost level.
+        first, last = (keep.start - NEAR) // 4, -(-(keep.stop + NEAR) // 4)
+        first, last = max(0, first), min(last, frames // 4)
+        seen = seen[:, :-1, 4 * first : 4 * last]
+        values = levels.pop()
         for level in reversed(range(len(levels))):
-            values = self.merge[level](torch.cat([self.up[level](values), levels[level]], dim=1))
-        values = self.out(torch.cat([torch.relu(self.last(values)), first.to(values.dtype)], dim=1))
-        values = torch.sigmoid(values[:, :, :count, : features.shape[-1]].float()).permute(0, 2, 1, 3)
-        return functional.pad(values, (0, bins - features.shape[-1]))
+            skip = levels.pop()
+            if level == 0:
+                values, skip = values[:, :, first:last], skip[:, :, 2 * first : 2 * last]
+            up = self.up[level]
+            values = functional.conv_transpose2d(values, up.weight, up.bias, up.stride)
+            values = self.merge[level](torch.cat([values, skip], dim=1))
+            del skip
+        values = functional.conv_transpose2d(values, self.last.weight, self.last.bias, self.last.stride).relu_()
+        values = self.out(torch.cat([values, seen], dim=1))
+        kept = slice(keep.start - 4 * first, keep.stop - 4 * first)
+        return values[0, :, kept, : features.shape[-1]].sigmoid().transpose(0, 1)
+
+
+@torch.no_grad()
+def folded(net: UNet) -> Folded:
+    """A network as it is now, in evaluation, in float32 on the CPU."""
+
+    def conv(of: nn.Module, norm: nn.Module | None = None) -> Conv:
+        assert isinstance(of, nn.Conv2d | nn.ConvTranspose2d)
+        weight, stride = of.weight.double(), cast(tuple[int, int], of.stride)
+        if norm is None:
+            outputs = of.out_channels
+            bias = weight.new_zeros(outputs) if of.bias is None else of.bias
+        else:
+            factor, bias = affine(cast(Norm2d, norm))
+            weight = weight * factor[:, None, None, None]
+        return Conv(plain(weight).to(memory_format=torch.channels_last), plain(bias), stride)
+
+    def over(of: Over) -> FoldedOver:
+        (factor, offset), (further, last) = affine(of.norm1), affine(of.norm2)
+        values = of.narrow.weight, factor, offset, of.wide.weight, further, last
+        return FoldedOver(*(plain(value) for value in values))
+
+    def block(of: Block) -> FoldedBlock:
+        return FoldedBlock(conv(of.conv1, of.norm1), conv(of.conv2, of.norm2), over(of.over))
+
+    top, *inner = net.merge
+    assert isinstance(top, nn.Sequential)
+    return Folded(
+        branch=copy.deepcopy(net.branch).to(device="cpu", dtype=torch.float32).eval(),
+        name=net.config.branches[0],
+        mean=plain(net.mean),
+        scale=plain(net.scale),
+        ramp=plain(net.ramp),
+        stem=FoldedBlock(conv(net.stem, net.stem_norm)),
+        down=[block(cast(Block, one)) for one in net.down],
+        up=[conv(one) for one in net.up],
+        merge=[FoldedBlock(conv(top[0], top[1])), *(block(cast(Block, one)) for one in inner)],
+        last=conv(net.last),
+        out=conv(net.out),
+    )

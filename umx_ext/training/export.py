@@ -67,7 +67,11 @@ def export(
     if second is not None:
         other, its_state = _network(second)
         config = dataclasses.replace(
-            config, second=other.branches, second_mask=other.mask, second_share=second_share
+            config,
+            second=other.branches,
+            second_mask=other.mask,
+            second_share=second_share,
+            second_network=other.network,
         )
         if dataclasses.replace(config.of_second, stems=other.stems) != other:
             raise ModelError(f"expected two networks of the same sizes, got {config.of_second} and {other}")
@@ -86,12 +90,14 @@ def export(
 
 def _network(chosen: Mapping[str, Any]) -> tuple[Config, dict[str, torch.Tensor]]:
     """Config and weights under `MaskNet`'s names."""
-    state = dict(chosen["state"])
+    state, config = dict(chosen["state"]), Config.from_dict(chosen["config"])
+    if chosen["options"]["network"] == "unet":
+        config = dataclasses.replace(config, network="unet")
     if chosen["options"]["network"] == "openunmix":
         from umx_ext.training.baseline import masknet_state
 
         state = masknet_state(state)
-    return Config.from_dict(chosen["config"]), state
+    return config, state
 
 
 def _origin(chosen: Mapping[str, Any]) -> dict[str, str]:

@@ -429,6 +429,8 @@ def _check(pack: Pack, config: Config, options: TrainOptions) -> None:
 
 def build_network(config: Config, options: TrainOptions) -> nn.Module:
     """The network of a run, with first weights drawn from torch's generator."""
+    if config.network != "blstm":
+        raise UsageError(f"the options name the network to train: leave out network {config.network!r} in the config")
     if config.second:
         raise UsageError("the two networks of a pair are trained one by one: leave out `second` in the config")
     if options.network == "openunmix":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from umx_ext.separation.masknet import Norm
+from umx_ext.separation.norms import Norm, Norm2d
 
 __all__ = ["GlobalBatchNorm", "Group", "joined", "own_device", "with_global_norms"]
 
@@ -108,9 +108,15 @@ class GlobalBatchNorm(Norm):
         return (normal * weight + bias).to(values.dtype)
 
 
+class GlobalBatchNorm2d(Norm2d, GlobalBatchNorm):
+    """The same of `(batch, channels, frames, frequencies)`."""
+
+
 def with_global_norms(net: nn.Module) -> nn.Module:
     """Let all batch norms of a network look at the batch of all processes; parameters stay the same objects."""
     for module in net.modules():
         if type(module) in (nn.BatchNorm1d, Norm):
             module.__class__ = GlobalBatchNorm
+        elif type(module) is Norm2d:
+            module.__class__ = GlobalBatchNorm2d
     return net
