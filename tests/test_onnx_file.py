@@ -30,6 +30,15 @@ CONFIGS = {
     "pairs": dataclasses.replace(
         SMALL, branches=("linear-log", "mel"), mask="sigmoid", second=("mfcc",), second_share=0.3
     ),
+    "U-Net": dataclasses.replace(SMALL, branches=("linear-log",), mask="sigmoid", network="unet"),
+    "pair with a U-Net": dataclasses.replace(
+        SMALL,
+        mask="sigmoid",
+        second=("linear-log",),
+        second_mask="sigmoid",
+        second_network="unet",
+        second_share=0.6,
+    ),
     **{fusion: dataclasses.replace(SMALL, branches=("mfcc", "linear"), fusion=fusion) for fusion in FUSIONS},
 }
 

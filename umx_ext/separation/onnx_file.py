@@ -28,6 +28,8 @@ from umx_ext.separation.config import Config
 from umx_ext.separation.engine import Chain, folded
 from umx_ext.separation.masknet import members
 from umx_ext.separation.separator import Separator
+from umx_ext.separation.unet import GRID, Conv, Folded, FoldedBlock, FoldedOver, UNet
+from umx_ext.separation.unet import folded as folded_unet
 from umx_ext.spectral import stft
 
 __all__ = ["INPUT", "LARGEST_DB", "difference", "export", "require", "to_onnx"]
@@ -205,6 +207,8 @@ class _Graph:
 
     def _mask(self, net: Any) -> str:
         """Of one network, `(frames, batch, channels, bins)`."""
+        if isinstance(net, UNet):
+            return self._convolutional(folded_unet(net))
         head = folded(net, self.channels)
         total = ""
         for chain in head.chains:
@@ -215,16 +219,70 @@ class _Graph:
         mask = self.node("Sigmoid" if head.mask == "sigmoid" else "Relu", flat)
         return self.node("Reshape", mask, self.constant([0, 0, self.channels, self.bins]))
 
+    def _convolutional(self, net: Folded) -> str:
+        """As `_mask`; within, `(batch, channels, frames, frequencies)`."""
+        width, wide = net.branch.features, len(net.ramp)
+        flat = self._features(net.name, net.branch)
+        features = self.node("Reshape", flat, self.constant([0, 0, self.channels, width]))
+        features = self.node("Mul", self.node("Add", features, self.constant(net.mean)), self.constant(net.scale))
+        features = self.node("Transpose", features, perm=[1, 2, 0, 3])
+        count = self.node("Shape", features, start=2, end=3)
+        missing = self.node("Mod", self.node("Neg", count), self.constant([GRID]))  # of the divisor's sign
+        pads = self.node("Concat", self.constant([0] * 6), missing, self.constant([wide - width]), axis=0)
+        padded = self.node("Pad", features, pads)
+        batch, frames = self.node("Shape", padded, start=0, end=1), self.node("Shape", padded, start=2, end=3)
+        shape = self.node("Concat", batch, self.constant([1]), frames, self.constant([wide]), axis=0)
+        ramp = self.node("Expand", self.constant(net.ramp), shape)
+        levels = [self._block(self.node("Concat", padded, ramp, axis=1), net.stem)]
+        for block in net.down:
+            levels.append(self._block(levels[-1], block))
+        values = levels.pop()
+        for level in reversed(range(len(levels))):
+            both = self.node("Concat", self._conv(values, net.up[level], back=True), levels[level], axis=1)
+            values = self._block(both, net.merge[level])
+        values = self.node("Relu", self._conv(values, net.last, back=True))
+        values = self.node("Sigmoid", self._conv(self.node("Concat", values, padded, axis=1), net.out))
+        ends = self.node("Concat", count, self.constant([width]), axis=0)
+        values = self.node("Slice", values, self.constant([0, 0]), ends, self.constant([2, 3]))
+        values = self.node("Pad", values, self.constant([0] * 7 + [self.bins - width]))
+        return self.node("Transpose", values, perm=[2, 0, 1, 3])
+
+    def _conv(self, values: str, conv: Conv, *, back: bool = False) -> str:
+        kernel = list(conv.weight.shape[2:])
+        around = [0] * 4 if back else [kernel[0] // 2] * 4
+        weight, bias = self.constant(conv.weight), self.constant(conv.bias)
+        settings = {"kernel_shape": kernel, "strides": list(conv.stride), "pads": around}
+        return self.node("ConvTranspose" if back else "Conv", values, weight, bias, **settings)
+
+    def _block(self, values: str, block: FoldedBlock) -> str:
+        values = self.node("Relu", self._conv(values, block.conv1))
+        if block.conv2 is not None:
+            values = self.node("Add", values, self.node("Relu", self._conv(values, block.conv2)))
+        return values if block.over is None else self._over(values, block.over)
+
+    def _over(self, values: str, over: FoldedOver) -> str:
+        rows = self.node("Transpose", values, perm=[0, 2, 3, 1])
+        inner = self.node("MatMul", self.constant(over.narrow), rows)
+        inner = self.node("Add", self.node("Mul", inner, self.constant(over.factor)), self.constant(over.offset))
+        inner = self.node("Mul", self.node("Relu", inner), self.constant(over.further))
+        outer = self.node("Add", self.node("MatMul", self.constant(over.wide), inner), self.constant(over.last))
+        return self.node("Transpose", self.node("Add", rows, self.node("Relu", outer)), perm=[0, 3, 1, 2])
+
     def _chain(self, chain: Chain) -> str:
         """Its part of the decoder's first sum, `(frames, batch, hidden)`."""
-        if chain.name not in self.features:
-            self.features[chain.name] = self._branch(chain.name, chain.branch)
-        encoded = self.node("Tanh", self.product(self.features[chain.name], chain.weight, chain.bias))
+        features = self._features(chain.name, chain.branch)
+        encoded = self.node("Tanh", self.product(features, chain.weight, chain.bias))
         recurrent = encoded
         for directions in chain.layers:
             recurrent = self._layer(recurrent, directions)
         part = self.product(recurrent, chain.recurrent)
         return part if chain.skip is None else self.node("Add", part, self.product(encoded, chain.skip))
+
+    def _features(self, name: str, branch: Branch) -> str:
+        """What `_branch` gives, made once."""
+        if name not in self.features:
+            self.features[name] = self._branch(name, branch)
+        return self.features[name]
 
     def _branch(self, name: str, branch: Branch) -> str:
         """`(frames, batch, channels * features)`."""
