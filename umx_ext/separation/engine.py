@@ -46,7 +46,6 @@ __all__ = ["RESIDUAL", "Chain", "Engine", "Head", "folded"]
 Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
-_CONVOLVED = 600  # frames of which a convolutional network's mask is made at a time, and a task that has one
 _LINE = 16  # numbers of a line of the cache
 _CHUNK = 32  # frames that are transformed at a time: they fit the cache
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
@@ -364,8 +363,7 @@ class _Job:
 
     def decode(self, hidden: list[Tensor], plan: _Plan) -> Iterator[Tensor]:
         """`(wanted sources, channels, samples)` as planned, piece by piece."""
-        length = _CONVOLVED if self.convolutional else _TASK
-        tasks = [partial(self._decode, hidden, windows, plan) for windows in _together(plan, length)]
+        tasks = [partial(self._decode, hidden, windows, plan) for windows in _together(plan)]
         reach: Tensor | None = None  # what the frames so far add to the blocks after them
         for blocks in self._do(tasks, self.encoding + self.recurring, 1.0):
             if reach is not None:
@@ -474,7 +472,7 @@ class _Job:
         """Masks of a convolutional network, `(frames, channels, features)`."""
         net, config = member.net, self.config
         mask = torch.empty(last - first, config.channels, net.branch.features)
-        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _CONVOLVED)):
+        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _TASK)):
             # What they depend on, up to the end of the song, filled up as `UNet.mask` does.
             begin, end = max(0, a - REACH) // GRID * GRID, min(b + REACH + GRID, -(-self.frames // GRID) * GRID)
             end = begin + (end - begin) // GRID * GRID
@@ -547,10 +545,10 @@ def _cut(frames: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, frames)) for first in range(0, frames, length)]
 
 
-def _together(plan: _Plan, frames: int) -> Iterator[list[tuple[int, int]]]:
-    """Windows of the Wiener filter, each its first frame and the one after its last, about so many frames together."""
-    length = frames if plan.niter == 0 else (plan.window or plan.last - plan.first)
+def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:
+    """Windows of the Wiener filter, each its first frame and the one after its last, some hundred frames together."""
+    length = _TASK if plan.niter == 0 else (plan.window or plan.last - plan.first)
     windows = [(first, min(first + length, plan.last)) for first in range(plan.first, plan.last, length)]
-    several = max(1, frames // length)
+    several = max(1, _TASK // length)
     for number in range(0, len(windows), several):
         yield windows[number : number + several]

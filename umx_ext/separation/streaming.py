@@ -349,7 +349,7 @@ class _Tape:
         position = min(self._released.values())
         while self._parts and self._start + self._parts[0].shape[-1] <= position:
             self._start += self._parts.popleft().shape[-1]
-        # Only the last bit of a part is worth a copy of its own.
-        if self._parts and position - self._start > self._parts[0].shape[-1] * 7 // 8:
+        # Only the last bit of a part is worth a copy of its own, such as what the next block hears of the last one.
+        if self._parts and position - self._start > self._parts[0].shape[-1] * 3 // 4:
             self._parts[0] = self._parts[0][..., position - self._start :].clone()
             self._start = position

@@ -35,6 +35,8 @@ REACH = 104
 NARROW = 8  # how many times narrower the bottlenecks over frequencies are
 FINE = 8  # channels that reach the full resolution again
 NEAR = 4  # frames that a kept one depends on in the uppermost level
+STEP = 4  # frames of that level for one of the level below
+AT_ONCE = 24  # rows of the level below that are done there at a time
 
 
 class Over(nn.Module):
@@ -218,7 +220,10 @@ class FoldedBlock:
     over: FoldedOver | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
-        values = self.conv1(values).relu_()
+        return self.finished(self.conv1(values).relu_())
+
+    def finished(self, values: Tensor) -> Tensor:
+        """What follows the first convolution; the values are written over."""
         if self.conv2 is not None:
             values += self.conv2(values).relu_()
         return values if self.over is None else self.over(values)
@@ -253,27 +258,51 @@ class Folded:
         Returns:
             `(kept, channels, features)`.
         """
-        seen = view(features[None], self.mean, self.scale, self.ramp, frames)
-        levels = [self.stem(seen)]
-        for block in self.down:
+        heights = frames // STEP
+        rows = [self._coarser(features, frames, a, min(a + AT_ONCE, heights)) for a in range(0, heights, AT_ONCE)]
+        levels = [self.down[0].finished(torch.cat(rows, dim=2))]
+        del rows
+        for block in self.down[1:]:
             levels.append(block(levels[-1]))
-        # Nothing beyond what is kept, but for the little that it depends on there, is done on the uppermost level.
-        first, last = (keep.start - NEAR) // 4, -(-(keep.stop + NEAR) // 4)
-        first, last = max(0, first), min(last, frames // 4)
-        seen = seen[:, :-1, 4 * first : 4 * last]
         values = levels.pop()
-        for level in reversed(range(len(levels))):
-            skip = levels.pop()
-            if level == 0:
-                values, skip = values[:, :, first:last], skip[:, :, 2 * first : 2 * last]
-            up = self.up[level]
-            values = functional.conv_transpose2d(values, up.weight, up.bias, up.stride)
-            values = self.merge[level](torch.cat([values, skip], dim=1))
-            del skip
+        for level in reversed(range(1, len(self.down))):
+            values = self._merged(level, values, levels.pop())
+        mask = features.new_empty(keep.stop - keep.start, *features.shape[1:])
+        for first in range(keep.start, keep.stop, STEP * AT_ONCE):
+            last = min(first + STEP * AT_ONCE, keep.stop)
+            found = self._finest(values, features, frames, first, last)
+            mask[first - keep.start : last - keep.start] = found[..., : features.shape[-1]]
+        return mask
+
+    # The uppermost level, a few frames at a time, so that they fit the cache. Its first convolution is done twice, which
+    # is cheaper than to keep it.
+
+    def _seen(self, features: Tensor, first: int, last: int) -> Tensor:
+        """What the first convolution sees of some frames."""
+        return view(features[None, first:last], self.mean, self.scale, self.ramp, last - first)
+
+    def _coarser(self, features: Tensor, frames: int, first: int, last: int) -> Tensor:
+        """Of the level below, after its first convolution, the rows from `first` to `last`: each stands for `STEP`."""
+        a, b = max(0, first - 1), min(last + 1, frames // STEP)
+        values = self.down[0].conv1(self.stem(self._seen(features, STEP * a, STEP * b))).relu_()
+        return values[:, :, first - a : last - a]
+
+    def _merged(self, level: int, values: Tensor, skip: Tensor) -> Tensor:
+        up = self.up[level]
+        values = functional.conv_transpose2d(values, up.weight, up.bias, up.stride)
+        return self.merge[level](torch.cat([values, skip], dim=1))
+
+    def _finest(self, values: Tensor, features: Tensor, frames: int, first: int, last: int) -> Tensor:
+        """Masks `(last - first, channels, wide)`, of the level below."""
+        a, b = max(0, (first - NEAR) // STEP), min(-(-(last + NEAR) // STEP), frames // STEP)
+        # The outermost frames of the first convolution are not right, but for the song's.
+        c, d = max(0, a - 1), min(b + 1, frames // STEP)
+        seen = self._seen(features, STEP * c, STEP * d)
+        skip = self.stem(seen)[:, :, 2 * (a - c) : 2 * (b - c)]
+        values = self._merged(0, values[:, :, a:b], skip)
         values = functional.conv_transpose2d(values, self.last.weight, self.last.bias, self.last.stride).relu_()
-        values = self.out(torch.cat([values, seen], dim=1))
-        kept = slice(keep.start - 4 * first, keep.stop - 4 * first)
-        return values[0, :, kept, : features.shape[-1]].sigmoid().transpose(0, 1)
+        values = self.out(torch.cat([values, seen[:, :-1, STEP * (a - c) : STEP * (b - c)]], dim=1))
+        return values[0, :, first - STEP * a : last - STEP * a].sigmoid().transpose(0, 1)
 
 
 @torch.no_grad()
