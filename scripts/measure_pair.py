@@ -18,22 +18,26 @@ from tables import machine, publish, render
 import umx_ext
 from umx_ext.corpora import find_songs, targets
 from umx_ext.evaluation.sdr import median_sdr
-from umx_ext.separation.masknet import MaskNet, MaskPair
+from umx_ext.separation.masknet import MaskPair, build_net
 from umx_ext.separation.separator import Separator
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
+SHARES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
 
 def with_share(model: Separator, share: float) -> Separator:
     """The model with so much of its second network's mask; with 0 or 1 one network alone."""
     (pair,) = model.nets.values()
     assert isinstance(pair, MaskPair)
-    config = dataclasses.replace(model.config, second_share=share) if 0 < share < 1 else model.config.of_second
-    if share == 0:
-        config = dataclasses.replace(config, branches=model.config.branches, mask=model.config.mask)
-    state = pair.second.state_dict() if share == 1 else pair.state_dict()
-    net = MaskPair(config) if config.second else MaskNet(config)
-    net.load_state_dict({name: values for name, values in state.items() if name in net.state_dict()})
+    if 0 < share < 1:
+        config, state = dataclasses.replace(model.config, second_share=share), pair.state_dict()
+    elif share == 1:
+        config, state = model.config.of_second, pair.second.state_dict()
+    else:
+        alone = {"second": (), "second_mask": "relu", "second_share": 0.0, "second_network": "blstm"}
+        config = dataclasses.replace(model.config, **alone)  # type: ignore[arg-type]
+        state = {name: values for name, values in pair.state_dict().items() if not name.startswith("second.")}
+    net = build_net(config)
+    net.load_state_dict(state)
     return Separator(config, {config.stems[0]: net})
 
 

@@ -1,72 +1,107 @@
-"""Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py RUN FIRST_COMMIT COMMIT SECOND COMMIT
+"""Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py SECOND COMMIT [--run RUN COMMIT COMMIT]
 
-RUN is the folder of one, SECOND that of one with `--network openunmix`: the two networks become a pair. The commits are
-the revisions whose trainer made RUN's first run, its second, and both of SECOND. Writes
-`umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the logs to
-`docs/`. Of RUN the averaged weights with the best median on the 14 validation songs are taken, or with `--last` those
-of the end of its second run, and averaged with those that its first run ended with; of SECOND those it ended with.
+SECOND is the run's folder that `--network unet` made, and COMMIT the revision whose trainer made it. RUN is the folder
+of the two runs of the first network, and its commits are those of the first run and of the second. Without --run the
+first network stays what it is in the package.
+
+Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the logs
+to `docs/`. Of RUN the averaged weights with the best median on the 14 validation songs are taken, and averaged with
+those that its first run ended with; of SECOND those it ended with, or with --best those with the best median.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from umx_ext.separation import pretrained
 from umx_ext.training.export import chosen_of, export
 
 ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
+SAID = ("commit", "first_run", "blend")  # of the first network, in the file's metadata
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("first_commit")
-    parser.add_argument("commit")
     parser.add_argument("second", type=Path)
     parser.add_argument("second_commit")
-    parser.add_argument("--second-share", type=float, default=0.3, help="of the mask")
+    parser.add_argument("--run", nargs=3, metavar=("RUN", "FIRST_COMMIT", "COMMIT"))
+    parser.add_argument("--best", action="store_true", help="of SECOND the best validation instead of the end")
+    parser.add_argument("--second-share", type=float, default=0.6, help="of the mask")
     parser.add_argument("--niter", type=int, default=1, help="iterations of the Wiener filter by default")
     parser.add_argument("--filter-power", type=float, default=0.5, help="exponent of the masks it starts from")
-    parser.add_argument("--blend", type=float, default=0.8, help="share of the second run's weights")
-    parser.add_argument("--last", action="store_true", help="the end of the run instead of its best validation")
+    parser.add_argument("--blend", type=float, default=0.8, help="share of the second of RUN's runs in its weights")
     arguments = parser.parse_args()
-    first = torch.load(arguments.run / "first" / "last.pt", weights_only=True)
-    before = {
-        "commit": arguments.first_commit,
-        "steps": first["step"],
-        "schedule": first["schedule"],
-        "options": first["identity"]["options"],
-    }
-    chosen = chosen_of(arguments.run / "second", last=arguments.last)
-    state = {
-        name: torch.lerp(first["averaged"][name], values, arguments.blend) if values.is_floating_point() else values
-        for name, values in chosen["state"].items()
-    }
-    target = ROOT / "umx_ext" / "weights" / "umx_ext.safetensors"
+    if arguments.run:
+        run, *commits = arguments.run
+        first, said = trained(Path(run), commits, arguments.blend)
+    else:
+        first, said = packed()
+    second = chosen_of(arguments.second, last=not arguments.best)
     export(
-        chosen | {"state": state},
-        target,
+        first,
+        TARGET,
         niter=arguments.niter,
         filter_power=arguments.filter_power,
-        second=chosen_of(arguments.second / "second", last=True),
+        second=second,
         second_share=arguments.second_share,
         metadata={
-            "commit": arguments.commit,
+            **said,
             "second_commit": arguments.second_commit,
-            "first_run": json.dumps(before),
-            "blend": f"{arguments.blend:g} of this run's weights, the rest of those the first run ended with",
             "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
         },
     )
+    shutil.copyfile(arguments.second / "log.csv", ROOT / "docs" / "training_log_unet.csv")
+    print(f"{TARGET} ({TARGET.stat().st_size / 2**20:.1f} MiB): steps {first['step']} and {second['step']}")
+
+
+def trained(run: Path, commits: list[str], blend: float) -> tuple[dict[str, Any], dict[str, str]]:
+    """The first network of a run's folder, as `export` takes it, and what to say of it."""
+    before = torch.load(run / "first" / "last.pt", weights_only=True)
+    chosen = chosen_of(run / "second")
+    state = {
+        name: torch.lerp(before["averaged"][name], values, blend) if values.is_floating_point() else values
+        for name, values in chosen["state"].items()
+    }
+    origin = {
+        "commit": commits[0],
+        "steps": before["step"],
+        "schedule": before["schedule"],
+        "options": before["identity"]["options"],
+    }
     for name in ("first", "second"):
-        shutil.copyfile(arguments.run / name / "log.csv", ROOT / "docs" / f"training_log_{name}.csv")
-        log = ROOT / "docs" / f"training_log_openunmix_{name}.csv"
-        shutil.copyfile(arguments.second / name / "log.csv", log)
-    print(f"{target} ({target.stat().st_size / 2**20:.1f} MiB): step {chosen['step']}")
+        shutil.copyfile(run / name / "log.csv", ROOT / "docs" / f"training_log_{name}.csv")
+    return chosen | {"state": state}, {
+        "commit": commits[1],
+        "first_run": json.dumps(origin),
+        "blend": f"{blend:g} of this run's weights, the rest of those the first run ended with",
+    }
+
+
+def packed() -> tuple[dict[str, Any], dict[str, str]]:
+    """The same of the model that is in the package: its first network."""
+    model, facts = pretrained.load(TARGET), pretrained.read_metadata(TARGET)
+    (net,) = model.nets.values()
+    alone = {"second": (), "second_mask": "relu", "second_share": 0.0, "second_network": "blstm"}
+    chosen = {
+        "config": dataclasses.replace(model.config, **alone).to_dict(),  # type: ignore[arg-type]
+        "state": {name: values for name, values in net.state_dict().items() if not name.startswith("second.")},
+        "data": facts["data_sha256"],
+        "step": int(facts["steps"]),
+        "options": json.loads(facts["options"]),
+        "draws": json.loads(facts["draws"]),
+        "initial": facts["initial"] != "random",
+        "schedule": json.loads(facts["schedule"]),
+        "sdr_db": float(facts["valid_sdr_db"]),
+    }
+    return chosen, {name: facts[name] for name in SAID}
 
 
 if __name__ == "__main__":

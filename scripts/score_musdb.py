@@ -2,10 +2,10 @@
 
 DATA holds `musdb18-7/` and `mir1k/`. For each song the median over its seconds of BSS Eval v4's SDR (which is museval's
 exactly); over songs the median, its 95 % bootstrap interval and the mean; trivial and oracle rows from the same code,
-the model with its mel branch switched off, and other models with --beside (those of the README are made by
-`scripts/train_model.py` with `--network openunmix`, and `scripts/export_run.py`). With `--subset test` and the default
-model the table goes into `docs/scores.json` and the README; choices are made with `--subset valid` only, where MIR-1K
-has no songs.
+the model with its mel branch switched off, its two networks alone, and other models with --beside (that of the README
+is made by `scripts/train_model.py` with `--network openunmix`, and `scripts/export_run.py`). With `--subset test` and
+the default model the table goes into `docs/scores.json` and the README; choices are made with `--subset valid` only,
+where MIR-1K has no songs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure_pair import with_share
 from tables import machine, publish, render
 from torch import Tensor
 
@@ -114,6 +115,9 @@ def main() -> None:
     }
     if "mel" in model.config.branches[1:]:
         systems["umx_ext, mel branch off"] = separated(without_mel(model))
+    if model.config.second:
+        systems["umx_ext's BLSTM alone (the pair's first)"] = separated(with_share(model, 0.0))
+        systems["umx_ext's U-Net alone (the pair's second)"] = separated(with_share(model, 1.0))
     for other_model in arguments.beside:
         label, _, name = other_model.rpartition("=")
         systems[label] = separated(umx_ext.load(name))

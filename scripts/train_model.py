@@ -1,9 +1,10 @@
-"""Train the embedded model: python scripts/train_model.py DATA RUN_FOLDER
+"""Train the embedded model: python scripts/train_model.py DATA RUN_FOLDER [--network unet]
 
-DATA holds `musdb18-7/` (MUSDB18, its 7-second sample) and `mir1k/`. Two runs, one after the other: the first from
-random weights; the second goes on from its averaged weights, with more singers of MIR-1K and the loss that the SDR is
-made of. RUN_FOLDER gets the decoded audio and a folder for each run. Killed and started again with the same command, it
-goes on where it stopped.
+DATA holds `musdb18-7/` (MUSDB18, its 7-second sample) and `mir1k/`. The model's first network has two runs, one after
+the other: the first from random weights; the second goes on from its averaged weights, with more singers of MIR-1K and
+the loss that the SDR is made of. Its second, with `--network unet`, has one, with those singers and that loss.
+RUN_FOLDER gets the decoded audio and a folder for each run. Killed and started again with the same command, it goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -32,11 +33,7 @@ SECOND = (
     TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1, precision="float32"),
     {"mir1k_vocals": 0.4},
 )
-# The convolutional network sees the same examples, in one run.
-CONVOLUTIONAL = (
-    TrainOptions(steps=3000, loss="error-energy", network="unet", seed=2),
-    {"mir1k_vocals": 0.4},
-)
+CONVOLUTIONAL = TrainOptions(steps=3000, loss="error-energy", network="unet", seed=2), {"mir1k_vocals": 0.4}
 
 
 class Enough(Exception):
@@ -64,9 +61,12 @@ def main() -> None:
     packed, config = Pack(store), CONFIG
     (options, draws), (further, other_draws) = FIRST, SECOND
     if arguments.network == "unet":
-        options, draws = CONVOLUTIONAL
         config = dataclasses.replace(CONFIG, branches=("linear-log",))
-        print("\n", fit(packed, config, options, arguments.run / "unet", draws=draws, progress=Line()))
+        options, draws = CONVOLUTIONAL
+        if arguments.replay is not None:
+            print_steps(replay(packed, config, options, arguments.replay, draws=draws))
+            return
+        print("\nrun:", fit(packed, config, options, arguments.run / "unet", draws=draws, progress=Line()))
         return
     if arguments.network == "openunmix":  # whose best rate is twice ours, by the ablation
         config = dataclasses.replace(CONFIG, branches=("linear",), mask="relu")
@@ -76,8 +76,7 @@ def main() -> None:
         )
     planned = dataclasses.replace(options, steps=PLANNED)
     if arguments.replay is not None:
-        losses = replay(packed, config, planned, arguments.replay, draws=draws)
-        print("step,loss", *(f"{step},{loss:.6f}" for step, loss in enumerate(losses, start=1)), sep="\n")
+        print_steps(replay(packed, config, planned, arguments.replay, draws=draws))
         return
     first, second = arguments.run / "first", arguments.run / "second"
     if steps_done(first) < SHORTENED_AT:
@@ -101,6 +100,10 @@ def start_as(checkpoint: Path):
         net.load_state_dict(torch.load(checkpoint, weights_only=True)["averaged"])
 
     return load
+
+
+def print_steps(losses: list[float]) -> None:
+    print("step,loss", *(f"{step},{loss:.6f}" for step, loss in enumerate(losses, start=1)), sep="\n")
 
 
 class Line:

@@ -274,8 +274,8 @@ class Folded:
             mask[first - keep.start : last - keep.start] = found[..., : features.shape[-1]]
         return mask
 
-    # The uppermost level, a few frames at a time, so that they fit the cache. Its first convolution is done twice, which
-    # is cheaper than to keep it.
+    # The uppermost level, a few frames at a time, so that they fit the cache. Its first convolution is done twice,
+    # which is cheaper than to keep it.
 
     def _seen(self, features: Tensor, first: int, last: int) -> Tensor:
         """What the first convolution sees of some frames."""
