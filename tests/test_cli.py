@@ -821,6 +821,18 @@ def test_a_real_song_and_a_film_come_out_as_long_as_they_went_in(run: Run, data:
         )
 
 
+@pytest.mark.parametrize("command", ["separate", "doctor"])
+def test_garbage_is_looked_for_seldom_in_the_command_s_own_process_alone(command: str) -> None:
+    code = (
+        "import gc, sys; from umx_ext import cli; before = gc.get_threshold(); cli.main(['--version']);"
+        "assert gc.get_threshold() == before;"
+        "cli.main = lambda: print(gc.get_threshold()) or 0;"
+        f"sys.argv = ['umx-ext', '{command}']; cli.run()"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "(50000, 20, 100)"
+
+
 def test_openmp_sleeps_between_loops_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     cli.wait_asleep()

@@ -63,6 +63,8 @@ class Shape(Config):
     second: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     second_mask: Annotated[str, Parameter(parse=False)] = "relu"
     second_share: Annotated[float, Parameter(parse=False)] = 0.0
+    second_network: Annotated[str, Parameter(parse=False)] = "blstm"
+    network: Annotated[str, Parameter(parse=False)] = "blstm"  # the options' --network says it
 
 
 Shape.__doc__ = Config.__doc__
