@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.test_engine import CONFIGS, LINEAR, networks, noise
+from umx_ext.separation import batches
 from umx_ext.separation.batches import RESIDUAL, Batch, Block, Recipe, abreast
 from umx_ext.separation.config import Config
 from umx_ext.separation.engine import Engine
@@ -120,6 +122,32 @@ def test_nothing_returns_to_the_host_before_the_end() -> None:
         list(batch.results())
     with pytest.raises(RuntimeError, match="meta"):  # the liar: it would
         float(torch.zeros(1, device="meta"))
+
+
+@pytest.mark.parametrize("held, counts", [(5, [5]), (3, [2, 3]), (2, [2, 1, 2]), (1, [1] * 5)])
+def test_what_a_device_does_not_hold_at_once_is_halved(
+    held: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    class Small(Batch):
+        def __init__(self, *settings: Any) -> None:
+            if len(settings[3]) > held:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            made.append(len(settings[3]))
+            super().__init__(*settings)
+
+    nets, how = networks(LINEAR), recipe(LINEAR)
+    given = [Block(noise(LINEAR, (90 + at) * LINEAR.hop)[:, at * LINEAR.hop :], 3, 80) for at in range(5)]
+    expected = list(Batch(nets, LINEAR, CPU, given, how).results())
+    monkeypatch.setattr(batches, "Batch", Small)
+    found = [result for batch in batches.in_batches(nets, LINEAR, CPU, given, how) for result in batch.results()]
+    assert made == counts and len(found) == 5
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    held = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        batches.in_batches(nets, LINEAR, CPU, given, how)
 
 
 class Even(Separator):

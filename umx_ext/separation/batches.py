@@ -23,7 +23,7 @@ from umx_ext.separation.masknet import Net
 from umx_ext.separation.wiener import shares, wiener
 from umx_ext.spectral import frame_count, hann, overlap_add, stft
 
-__all__ = ["RESIDUAL", "Batch", "Block", "Recipe", "abreast", "filter_input"]
+__all__ = ["RESIDUAL", "Batch", "Block", "Recipe", "abreast", "filter_input", "in_batches"]
 
 RESIDUAL = "residual"
 
@@ -143,6 +143,24 @@ class Batch:
             return host
 
         return waited
+
+
+def in_batches(
+    nets: Mapping[str, Net], config: Config, device: torch.device, blocks: Sequence[Block], recipe: Recipe
+) -> list[Batch]:
+    """One batch of all blocks; or where the device's memory does not hold it, two of half of them, and so on.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: it does not hold a single block either.
+    """
+    try:
+        return [Batch(nets, config, device, blocks, recipe)]
+    except torch.cuda.OutOfMemoryError:
+        if len(blocks) == 1:
+            raise
+    # Here, not where the exception is handled: it keeps the tensors of what failed.
+    half = len(blocks) // 2
+    return [one for part in (blocks[:half], blocks[half:]) for one in in_batches(nets, config, device, part, recipe)]
 
 
 def filter_input(magnitudes: Tensor, whole: Tensor, power: float, niter: int, residual: bool) -> tuple[Tensor, bool]:

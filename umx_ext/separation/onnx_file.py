@@ -251,8 +251,9 @@ class _Graph:
         kernel = list(conv.weight.shape[2:])
         around = [0] * 4 if back else [kernel[0] // 2] * 4
         weight, bias = self.constant(conv.weight), self.constant(conv.bias)
-        settings = {"kernel_shape": kernel, "strides": list(conv.stride), "pads": around}
-        return self.node("ConvTranspose" if back else "Conv", values, weight, bias, **settings)
+        kind = "ConvTranspose" if back else "Conv"
+        strides = list(conv.stride)
+        return self.node(kind, values, weight, bias, kernel_shape=kernel, strides=strides, pads=around)
 
     def _block(self, values: str, block: FoldedBlock) -> str:
         values = self.node("Relu", self._conv(values, block.conv1))

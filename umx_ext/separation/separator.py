@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from umx_ext.errors import AudioError, ModelError, UsageError
-from umx_ext.separation.batches import Batch, Block, Recipe, abreast, filter_input
+from umx_ext.separation.batches import Block, Recipe, abreast, filter_input, in_batches
 from umx_ext.separation.config import Config
 from umx_ext.separation.dense import compiled
 from umx_ext.separation.engine import Engine
@@ -235,8 +236,9 @@ class Separator(nn.Module):
         if self.device.type == "cpu":
             return self._one_by_one(blocks, recipe)
         with stage(f"separate on {self.device.type}"):
-            batch = Batch(self.nets, self.config, self.device, blocks, recipe)  # type: ignore[arg-type]
-        return map(iter, ([result] for result in staged("wait", batch.results())))
+            batches = in_batches(self.nets, self.config, self.device, blocks, recipe)  # type: ignore[arg-type]
+        results = chain.from_iterable(batch.results() for batch in batches)
+        return map(iter, ([result] for result in staged("wait", results)))
 
     @property
     def works_ahead(self) -> bool:
