@@ -1,8 +1,9 @@
 """A run of the trainer as a model file: python scripts/export_run.py RUN_FOLDER FILE.safetensors DATA
 
-RUN_FOLDER is what `umx_ext.fit` or `scripts/train_model.py` wrote (of the latter `RUN/first` or `RUN/second`). Takes
-the averaged weights that the run ended with, and of the plain mask and one iteration of the Wiener filter, from the
-masks or from their square roots, that which does best on the 14 validation songs in DATA (mean SDR of the vocals).
+RUN_FOLDER is what `umx_ext.fit` or `scripts/train_model.py` wrote (of the latter `RUN/first`, `RUN/second` or
+`RUN/unet`). Takes the averaged weights that the run ended with, and of the plain mask and one iteration of the Wiener
+filter, from the masks or from their square roots, that which does best on the 14 validation songs in DATA (mean SDR of
+the vocals).
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ def with_share(model: Separator, share: float) -> Separator:
     elif share == 1:
         config, state = model.config.of_second, pair.second.state_dict()
     else:
-        alone = {"second": (), "second_mask": "relu", "second_share": 0.0, "second_network": "blstm"}
-        config = dataclasses.replace(model.config, **alone)  # type: ignore[arg-type]
+        config = model.config.of_first
         state = {name: values for name, values in pair.state_dict().items() if not name.startswith("second.")}
     net = build_net(config)
     net.load_state_dict(state)

@@ -1,8 +1,8 @@
 """Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py SECOND COMMIT [--run RUN COMMIT COMMIT]
 
-SECOND is the run's folder that `--network unet` made, and COMMIT the revision whose trainer made it. RUN is the folder
-of the two runs of the first network, and its commits are those of the first run and of the second. Without --run the
-first network stays what it is in the package.
+SECOND is the folder `RUN/unet` that `--network unet` made, and COMMIT the revision whose trainer made it. RUN is the
+folder of the two runs of the first network, and its commits are those of the first run and of the second. Without --run
+the first network stays what it is in the package.
 
 Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the logs
 to `docs/`. Of RUN the averaged weights with the best median on the 14 validation songs are taken, and averaged with
@@ -12,7 +12,6 @@ those that its first run ended with; of SECOND those it ended with, or with --be
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -33,6 +32,7 @@ def main() -> None:
     parser.add_argument("second", type=Path)
     parser.add_argument("second_commit")
     parser.add_argument("--run", nargs=3, metavar=("RUN", "FIRST_COMMIT", "COMMIT"))
+    parser.add_argument("--second-precision", default="bf16", help="what `auto` was for SECOND, to be told in the file")
     parser.add_argument("--best", action="store_true", help="of SECOND the best validation instead of the end")
     parser.add_argument("--second-share", type=float, default=0.6, help="of the mask")
     parser.add_argument("--niter", type=int, default=1, help="iterations of the Wiener filter by default")
@@ -55,6 +55,7 @@ def main() -> None:
         metadata={
             **said,
             "second_commit": arguments.second_commit,
+            "second_precision": arguments.second_precision,
             "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
         },
     )
@@ -89,9 +90,8 @@ def packed() -> tuple[dict[str, Any], dict[str, str]]:
     """The same of the model that is in the package: its first network."""
     model, facts = pretrained.load(TARGET), pretrained.read_metadata(TARGET)
     (net,) = model.nets.values()
-    alone = {"second": (), "second_mask": "relu", "second_share": 0.0, "second_network": "blstm"}
     chosen = {
-        "config": dataclasses.replace(model.config, **alone).to_dict(),  # type: ignore[arg-type]
+        "config": model.config.of_first.to_dict(),
         "state": {name: values for name, values in net.state_dict().items() if not name.startswith("second.")},
         "data": facts["data_sha256"],
         "step": int(facts["steps"]),

@@ -115,9 +115,10 @@ def main() -> None:
     }
     if "mel" in model.config.branches[1:]:
         systems["umx_ext, mel branch off"] = separated(without_mel(model))
-    if model.config.second:
-        systems["umx_ext's BLSTM alone (the pair's first)"] = separated(with_share(model, 0.0))
-        systems["umx_ext's U-Net alone (the pair's second)"] = separated(with_share(model, 1.0))
+    if model.config.second and len(model.nets) == 1:
+        kinds = {"blstm": "BLSTM", "unet": "U-Net"}
+        for share, kind, which in ((0.0, model.config.network, "first"), (1.0, model.config.second_network, "second")):
+            systems[f"umx_ext's {kinds[kind]} alone (the pair's {which})"] = separated(with_share(model, share))
     for other_model in arguments.beside:
         label, _, name = other_model.rpartition("=")
         systems[label] = separated(umx_ext.load(name))

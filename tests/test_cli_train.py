@@ -21,6 +21,7 @@ import torch
 import umx_ext
 from umx_ext import cli
 from umx_ext.commands.train import Draws
+from umx_ext.separation import pretrained
 from umx_ext.training.remix import REMIXES, Remixer
 from umx_ext.training.tracks import MUSDB_VALID, Pack, find_loose, find_tracks, pack
 
@@ -221,6 +222,7 @@ def test_a_module_of_ones_own_is_imported_first(store, tmp_path, monkeypatch, ca
         (["STORE", "run", "--loss", "huber"], 2, "known: phase-sensitive"),
         (["STORE", "run", "--branches", "bark"], 3, "bark"),
         (["STORE", "run", "--precision", "fp16", "-d", "cpu"], 2, "GPU"),
+        (["STORE", "run", "--network", "unet"], 2, "--branches linear-log"),
         (["STORE", "run", "--sample-rate", "16000"], 2, "--rate 16000"),
         (["STORE", "FILE/run"], 6, "cannot be made"),
         (["STORE", "run", "--devise", "cpu"], 2, "--device"),
@@ -235,6 +237,12 @@ def test_training_says_what_is_wrong(arguments, code, said, store, tmp_path, mon
     assert cli.main(["train", *chosen, *small]) == code
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and said in err, err
+
+
+def test_a_u_net_is_trained_by_name(store, tmp_path):
+    run = tmp_path / "run"
+    assert cli.main(["train", str(store), str(run), *SMALL, "--network", "unet", "--branches", "linear-log", "-q"]) == 0
+    assert pretrained.load(run / "model.safetensors").config.network == "unet"
 
 
 def test_an_excerpt_shorter_than_a_window_is_refused(store, tmp_path, capsys):

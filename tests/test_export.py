@@ -16,8 +16,9 @@ from umx_ext.separation.config import Config
 from umx_ext.separation.masknet import MaskNet, MaskPair
 from umx_ext.training.export import export
 
-FIRST = Config(branches=("linear-log", "mel"), mask="sigmoid", hidden=8, layers=1, n_fft=256, hop=64, n_mels=8)
-SECOND = dataclasses.replace(FIRST, branches=("linear",), mask="relu")
+FIRST = Config(branches=("linear-log", "mel"), mask="sigmoid", hidden=8, layers=1, n_fft=256, hop=64, n_mels=8,
+               niter=2, filter_power=0.5)  # fmt: skip
+SECOND = dataclasses.replace(FIRST, branches=("linear",), mask="relu", niter=1, filter_power=1.0)
 
 
 def chosen(config: Config, seed: int) -> dict[str, Any]:

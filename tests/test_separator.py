@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import torch
 
 import umx_ext
 from umx_ext.errors import AudioError, ModelError, UsageError
+from umx_ext.separation import separator as separator_module
+from umx_ext.separation import streaming
 from umx_ext.separation.batches import Batch, Block, Recipe
 from umx_ext.separation.config import Config
 from umx_ext.separation.separator import Options, Separator
@@ -330,6 +335,38 @@ def test_progress_rises_to_one():
         music(RATE * 10), RATE, Options(segment_s=1.0, overlap_s=0.2, wiener_win_len=50), progress=shares.append
     )
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3
+
+
+def test_songs_that_are_separated_at_a_time_share_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    made, together = [], threading.Barrier(4)
+    engine = separator_module.Engine
+
+    def slow(*settings: object, **named: object) -> object:
+        time.sleep(0.2)
+        made.append(engine(*settings, **named))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(separator_module, "Engine", slow)
+    separator = Separator(Config(hidden=16, n_fft=256, hop=64, sample_rate=8000, bandwidth_hz=3000.0))
+
+    def song(_: int) -> torch.Tensor:
+        together.wait(10)
+        return separator.separate(0.1 * torch.ones(2, 8000), 8000)["vocals"]
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(song, range(4))
+    assert len(made) == 1 and all(torch.equal(first, other) for other in others)
+
+
+def test_a_tape_keeps_a_copy_of_the_last_quarter_and_else_the_whole() -> None:
+    tape = streaming._Tape()
+    tape.push(torch.arange(100.0)[None])
+    tape.release("reader", 75)
+    assert tape._parts[0].shape[-1] == 100
+    tape.release("reader", 76)
+    assert tape._parts[0].untyped_storage().nbytes() == 24 * 4
+    assert tape.read(76, 100)[0].tolist() == list(range(76, 100))
 
 
 def test_a_pickled_separator_leaves_what_was_prepared_for_this_processor_behind() -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from umx_ext.errors import ModelError, UsageError
 from umx_ext.separation import pretrained, unet
 from umx_ext.separation.config import Config
-from umx_ext.separation.masknet import MaskPair, build_net, members
+from umx_ext.separation.initial import init_from
+from umx_ext.separation.masknet import MaskNet, MaskPair, build_net, members
+from umx_ext.separation.separator import Options, Separator
 from umx_ext.separation.unet import GRID, REACH, UNet, folded
 from umx_ext.training.export import chosen_of, export
 from umx_ext.training.fit import fit
@@ -122,6 +124,12 @@ def test_every_parameter_learns() -> None:
 def test_what_it_cannot_be_is_refused() -> None:
     with pytest.raises(ModelError, match="one branch and the mask sigmoid, got linear-log, mel"):
         UNet(dataclasses.replace(SMALL, branches=("linear-log", "mel")))
+    with pytest.raises(ModelError, match=r"each of the 97 bins, such as linear-log; mel has 12"):
+        UNet(dataclasses.replace(SMALL, branches=("mel",), n_mels=12))
+    with pytest.raises(ModelError, match=r"a second_network \(unet\) needs the branches"):
+        dataclasses.replace(SMALL, second_network="unet")
+    with pytest.raises(ModelError, match="the source is a U-Net"):
+        init_from(MaskNet(SMALL), network())
     with pytest.raises(ModelError, match="got linear-log and relu"):
         UNet(dataclasses.replace(SMALL, mask="relu"))
     with pytest.raises(ModelError, match="129 bins, got 2 channels and 100 bins"):
@@ -131,6 +139,18 @@ def test_what_it_cannot_be_is_refused() -> None:
     pair = {"network": "unet", "second": ("linear",), "second_share": 0.5}
     with pytest.raises(ModelError, match="first network of a pair is a blstm"):
         build_net(dataclasses.replace(SMALL, **pair))
+
+
+@pytest.mark.parametrize("window", [300, 50])
+def test_a_song_in_blocks_is_the_whole_song(window: int) -> None:
+    """Not so where a block would begin off the grid of frames that the network halves."""
+    made = Separator(dataclasses.replace(SMALL, network="unet"), {"vocals": network()})
+    waveform = 0.1 * torch.randn(2, 130 * 100 * SMALL.hop // 10, generator=torch.Generator().manual_seed(2))
+    blocks = {"segment_s": 3.0, "overlap_s": (2 * REACH + 3) * SMALL.hop / SMALL.sample_rate, "wiener_win_len": window}
+    whole, cut = (
+        made.separate(waveform, SMALL.sample_rate, Options(split=split, **blocks))["vocals"] for split in (False, True)
+    )
+    assert (cut - whole).abs().max() < 1e-4 * whole.abs().max()
 
 
 @torch.no_grad()

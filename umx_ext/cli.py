@@ -122,7 +122,7 @@ def wait_asleep() -> None:
 
 
 def collect_seldom() -> None:
-    """Have Python look for garbage in circles after ten times as many new objects as usual.
+    """Have Python look for garbage in circles after 50 000 new objects, not some hundreds or thousands.
 
     Each look at all that torch has made takes a tenth of a second, and an import is followed by several. What songs
     leave behind is in no circle. For our own process only, as above.

@@ -4,23 +4,46 @@
 
 #ifdef LOOPS
 
-/* How many outputs a panel has for this processor; 0 if torch is faster than the loops, or they are not for it. */
-static int best(void) {
+/* How many outputs a panel has for vectors of AVX2; 0 where there are none. */
+static int avx2(void) {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f"))
-        return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vnni") ? 32 : 0;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 16 : 0;
 }
 
-static void multiply(const Product *job, float *side) {
-    (job->matrix.wide == 32 ? multiply_512 : multiply_256)(job, side);
+/* How many it has for the loops that are best here; 0 if torch is faster than the loops, or they are not for it. */
+static int best(void) {
+    __builtin_cpu_init();
+#ifdef LOOPS_512
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni"))
+        return 32;
+#endif
+    return __builtin_cpu_supports("avx512f") ? 0 : avx2();
 }
 
-static void run(const Lstm *job, float *side) { (job->matrix.wide == 32 ? run_512 : run_256)(job, side); }
+static void multiply(const Product *job, float *side) {
+#ifdef LOOPS_512
+    if (job->matrix.wide == 32) {
+        multiply_512(job, side);
+        return;
+    }
+#endif
+    multiply_256(job, side);
+}
+
+static void run(const Lstm *job, float *side) {
+#ifdef LOOPS_512
+    if (job->matrix.wide == 32) {
+        run_512(job, side);
+        return;
+    }
+#endif
+    run_256(job, side);
+}
 
 #else
 
+static int avx2(void) { return 0; }
 static int best(void) { return 0; }
 static void multiply(const Product *job, float *side) { (void)job, (void)side; }
 static void run(const Lstm *job, float *side) { (void)job, (void)side; }
@@ -29,7 +52,7 @@ static void run(const Lstm *job, float *side) { (void)job, (void)side; }
 
 /* Addresses and shapes come from dense.py, which has checked them: of the same LAYOUT. The interpreter is not held. */
 
-#define LAYOUT 3
+#define LAYOUT 4
 
 static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
 
@@ -92,7 +115,7 @@ static PyMethodDef methods[] = {
 
 static int fill(PyObject *module) {
     return PyModule_AddIntConstant(module, "LAYOUT", LAYOUT) || PyModule_AddIntConstant(module, "MOST", MOST) ||
-           PyModule_AddIntConstant(module, "BEST", best());
+           PyModule_AddIntConstant(module, "BEST", best()) || PyModule_AddIntConstant(module, "AVX2", avx2());
 }
 
 static PyModuleDef_Slot slots[] = {

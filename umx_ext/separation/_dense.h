@@ -62,9 +62,16 @@ static Py_ssize_t block(Py_ssize_t count) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(_WIN32)
 #define LOOPS
 
+/* GCC knows the instructions since its version 8. */
+#if defined(__clang__) || __GNUC__ >= 8
+#define LOOPS_512
+#endif
+
 /* `side` has space for `block(count)` rows, of as many inputs as there are but at most MOST_DEEP. */
+#pragma GCC visibility push(hidden)
 void multiply_256(const Product *job, float *side), multiply_512(const Product *job, float *side);
 void run_256(const Lstm *job, float *side), run_512(const Lstm *job, float *side);
+#pragma GCC visibility pop
 
 #endif
 #endif

@@ -3,6 +3,7 @@
 LAYOUT: int
 MOST: int  # the largest integer
 BEST: int  # outputs of a panel, 0 if torch is better
+AVX2: int  # the same of the loops with AVX2, 0 if they do not run here
 
 def product(
     panels: int,

@@ -2,7 +2,7 @@
 
 #include "_dense.h"
 
-#ifdef LOOPS
+#ifdef LOOPS_512
 
 #include <immintrin.h>
 

@@ -248,7 +248,7 @@ static const Loops *loops = &loops_plain;
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 /* GCC would use half of them. */
-#if defined(__clang__)
+#if defined(__clang__) || __GNUC__ < 8
 #define WIDE
 #else
 #define WIDE ",prefer-vector-width=512"

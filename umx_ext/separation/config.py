@@ -109,6 +109,8 @@ class Config:
         for network in (self.network, self.second_network):
             if network not in NETWORKS:
                 raise ModelError(f"no network named {network!r}; known: {', '.join(NETWORKS)}")
+        if not self.second and self.second_network != "blstm":
+            raise ModelError(f"a second_network ({self.second_network}) needs the branches of a second network")
         if not (0 < self.second_share < 1 if self.second else self.second_share == 0):
             raise ModelError(
                 f"expected a second_share above 0 and below 1 with a second network, and 0 without, got "
@@ -140,17 +142,15 @@ class Config:
         return min(self.bins, int(self.bandwidth_hz * self.n_fft / self.sample_rate) + 1)
 
     @property
+    def of_first(self) -> Config:
+        """The first network's own config, as if it were alone."""
+        return dataclasses.replace(self, second=(), second_mask="relu", second_share=0.0, second_network="blstm")
+
+    @property
     def of_second(self) -> Config:
         """The second network's own config, as if it were alone."""
         return dataclasses.replace(
-            self,
-            branches=self.second,
-            mask=self.second_mask,
-            network=self.second_network,
-            second=(),
-            second_mask="relu",
-            second_share=0.0,
-            second_network="blstm",
+            self.of_first, branches=self.second, mask=self.second_mask, network=self.second_network
         )
 
     def to_dict(self) -> dict[str, Any]:

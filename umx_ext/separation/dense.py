@@ -27,7 +27,7 @@ except ImportError:  # not built here
 
 __all__ = ["FUNCTIONS", "Matrix", "compiled", "lstm_steps", "multiple"]
 
-LAYOUT = 3  # of what the loops are given: one that was built for another is not used
+LAYOUT = 4  # of what the loops are given: one that was built for another is not used
 FUNCTIONS = ("", "relu", "sigmoid", "tanh")  # that may follow a product
 
 
@@ -37,7 +37,7 @@ def compiled() -> bool:
 
 
 def multiple() -> int:
-    """The width of the loops' vectors, of which an LSTM's hidden size has to be a multiple."""
+    """The width of the loops' vectors, of which an LSTM's hidden size has to be a multiple; 0 without the loops."""
     return _wide() // 2
 
 

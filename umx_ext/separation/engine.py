@@ -410,7 +410,7 @@ class _Job:
         """What these frames make, in blocks of a hop: `(wanted sources, channels, frames + shared, hop)`."""
         config = self.config
         first, last = windows[0][0], windows[-1][1]
-        convolved = [self._convolved(one, first, last) for one in self.convolutional]
+        convolved = self._convolved(first, last)
         mixture = torch.empty(config.channels, 2, last - first, config.bins)
         for rows, values in staged("STFT", self._transformed(first, last)):
             with stage("STFT"):
@@ -468,11 +468,11 @@ class _Job:
         index = (length - 1) - (torch.arange(begin, end).abs() - (length - 1)).abs()
         return self.waveform[:, index]
 
-    def _convolved(self, member: _Convolutional, first: int, last: int) -> Tensor:
-        """Masks of a convolutional network, `(frames, channels, features)`."""
-        net, config = member.net, self.config
-        mask = torch.empty(last - first, config.channels, net.branch.features)
-        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _TASK)):
+    def _convolved(self, first: int, last: int) -> list[Tensor]:
+        """Masks of each convolutional network, `(frames, channels, features)`."""
+        config = self.config
+        masks = [torch.empty(last - first, config.channels, one.net.branch.features) for one in self.convolutional]
+        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _TASK) if masks):
             # What they depend on, up to the end of the song, filled up as `UNet.mask` does.
             begin, end = max(0, a - REACH) // GRID * GRID, min(b + REACH + GRID, -(-self.frames // GRID) * GRID)
             end = begin + (end - begin) // GRID * GRID
@@ -480,12 +480,17 @@ class _Job:
             for rows, spectrum in staged("STFT", self._transformed(begin, begin + len(magnitude))):
                 with stage("STFT"):
                     planar.magnitude(spectrum, magnitude[rows])
-            with stage(f"branch {net.name}"):
-                features = net.branch(magnitude[None])[0]
-            del magnitude
-            with stage("convolutions"):
-                mask[a - first : b - first] = net.mask(features, end - begin, slice(a - begin, b - begin))
-        return mask
+            features: dict[str, Tensor] = {}
+            for one, mask in zip(self.convolutional, masks, strict=True):
+                self.workers.check()
+                net = one.net
+                with stage(f"branch {net.name}"):
+                    if net.name not in features:
+                        features[net.name] = net.branch(magnitude[None])[0]
+                with stage("convolutions"):
+                    kept = slice(a - begin, b - begin)
+                    mask[a - first : b - first] = net.mask(features[net.name], end - begin, kept)
+        return masks
 
     def _masks(
         self, hidden: list[Tensor], convolved: list[Tensor], power: float, residual: bool, rows: slice

@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from torch import Tensor
 from umx_ext.errors import ModelError, UsageError
 from umx_ext.separation import pretrained
 from umx_ext.separation.download import Progress
-from umx_ext.separation.masknet import Encoder, MaskNet, from_openunmix_state
+from umx_ext.separation.masknet import Encoder, MaskNet, Net, from_openunmix_state
 from umx_ext.separation.modelfile import read_openunmix_state
+from umx_ext.separation.unet import UNet
 
 __all__ = ["init_from"]
 
@@ -28,7 +30,7 @@ _SHARED = ("sample_rate", "channels", "n_fft", "hop", "bandwidth_bins", "hidden"
 
 def init_from(
     net: MaskNet,
-    source: MaskNet | Mapping[str, Tensor] | str | os.PathLike[str],
+    source: Net | Mapping[str, Tensor] | str | os.PathLike[str],
     *,
     stem: str = "vocals",
     progress: Progress | None = None,
@@ -65,6 +67,8 @@ def init_from(
     where = "the source"
     if isinstance(source, str | os.PathLike):
         where, source = os.fspath(source), _read(source, stem, progress, offline)
+    if isinstance(source, UNet):
+        raise ModelError(f"{where} is a U-Net; a network can start from one of BLSTMs only")
     if isinstance(source, MaskNet):
         _require_same_settings(net, source, where)
         branches, state = source.config.branches, source.state_dict()
@@ -90,12 +94,10 @@ def init_from(
 
 def _read(
     name_or_path: str | os.PathLike[str], stem: str, progress: Progress | None, offline: bool | None
-) -> MaskNet | dict[str, Tensor]:
+) -> Net | dict[str, Tensor]:
     if name_or_path not in pretrained.MODELS and Path(name_or_path).suffix == ".pth":
         return read_openunmix_state(Path(name_or_path).expanduser())
-    net = pretrained.load(name_or_path, stems=[stem], progress=progress, offline=offline).nets[stem]
-    assert isinstance(net, MaskNet)
-    return net
+    return cast(Net, pretrained.load(name_or_path, stems=[stem], progress=progress, offline=offline).nets[stem])
 
 
 def _require_same_settings(net: MaskNet, source: MaskNet, where: str) -> None:

@@ -1,6 +1,6 @@
 """The files that models come in: ours (``.safetensors`` with metadata) and open-unmix's (``.pth`` in a folder).
 
-Ours holds tensors named ``<stem>.<key of MaskNet's state dict>`` and one metadata entry ``umx_ext``: JSON with
+Ours holds tensors named ``<stem>.<key of the network's state dict>`` and one metadata entry ``umx_ext``: JSON with
 ``format_version``, ``config``, ``weights_sha256`` and whatever the maker wanted known. (One entry, because safetensors
 writes several in random order, and the same model should give the same bytes.) Open-unmix's ``.pth`` are read with
 ``weights_only=True``: no file that is read here can run code.

@@ -7,6 +7,7 @@ to the network and thrown away. Frames of all cores are overlap-added into one s
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +33,9 @@ __all__ = ["ACCOMPANIMENTS", "Options", "Separator"]
 ACCOMPANIMENTS = ("mixture", "wiener")
 
 
+_making = threading.Lock()  # several songs at a time need one engine
+
+
 @dataclass(frozen=True)
 class Options:
     """How to separate.
@@ -47,9 +51,9 @@ class Options:
         overlap_s: context on each side of a block, seconds.
         split: False: no blocks, the network sees everything at once; memory then grows with the length.
         fast: round what goes into the networks' products: on a CPU to integers of 12 bits where that is faster, which
-            is where the package's compiled loops are used; on CUDA devices to half precision. What was measured of
-            it: -60 to -75 dB of the mixture (docs/performance.md). Without, a BLSTM on a CUDA device still has what
-            ``torch.backends.cudnn`` allows, which by torch's default is TF32.
+            is where the package's compiled loops are used (a U-Net's convolutions stay float32); on CUDA devices to
+            half precision. What was measured of it: -60 to -75 dB of the mixture (docs/performance.md). Without, a
+            BLSTM on a CUDA device still has what ``torch.backends.cudnn`` allows, which by torch's default is TF32.
     """
 
     stems: tuple[str, ...] | None = None
@@ -261,9 +265,11 @@ class Separator(nn.Module):
 
     def _engine(self, fast: bool) -> Engine:
         fast = fast and compiled()  # elsewhere both are the same
-        if fast not in self._engines:
-            self._engines[fast] = Engine(self.nets, self.config, fast=fast)  # type: ignore[arg-type]
-        return self._engines[fast]
+        with _making:
+            engine = self._engines.get(fast)
+            if engine is None:
+                engine = self._engines[fast] = Engine(self.nets, self.config, fast=fast)  # type: ignore[arg-type]
+        return engine
 
     def _one_by_one(self, blocks: Sequence[Block], recipe: Recipe) -> Iterator[Iterator[Tensor]]:
         settings = dict(vars(recipe))

@@ -13,6 +13,7 @@ from torch import Tensor
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation.batches import RESIDUAL, Block, Recipe
 from umx_ext.separation.stages import stage
+from umx_ext.separation.unet import GRID
 from umx_ext.spectral import frame_count, hann, overlap_add
 from umx_ext.stems import Stems
 
@@ -216,6 +217,7 @@ class _Shape(NamedTuple):
         frames_per_s = config.sample_rate / config.hop
         core = max(1, math.ceil(options.segment_s * frames_per_s / window)) * window
         context = max(MIN_CONTEXT_FRAMES, math.ceil(options.overlap_s * frames_per_s))
+        context += -context % GRID  # a U-Net then sees in every block what it sees in the whole song
         if not options.split:
             return cls(None, context, 0, 1)
         length = core + 2 * context
@@ -257,13 +259,15 @@ class _Blocks:
         first, total = self._next, self.tape.stop
         until = total if end else min(total, self._until(stop))
         begin = max(0, first - shape.context)
+        if not shape.length:
+            begin -= begin % GRID
         if shape.length:  # the last ones hear more of what is before them
             begin = min(begin, max(0, until // hop - shape.length))
         # What waits for others must not keep all that comes after it.
         heard = self.tape.read(begin * hop, until, copied=self._separator.works_ahead)
         self._cut.append((_Core(first, stop, total if end else None), Block(heard, first - begin, stop - begin)))
         self._next = stop
-        self.tape.release(self, max(0, stop - max(shape.context, shape.length)) * hop)
+        self.tape.release(self, max(0, stop - max(shape.context + GRID, shape.length)) * hop)
         if len(self._cut) < shape.abreast and not end:
             return
         cores, blocks = zip(*self._cut, strict=True)

@@ -89,7 +89,7 @@ class UNet(nn.Module):
         scale: multiplied after that; one over the training deviation at first.
 
     Raises:
-        ModelError: several branches, or another mask.
+        ModelError: several branches, one of anything but bins, or another mask.
     """
 
     ramp: Tensor
@@ -103,6 +103,11 @@ class UNet(nn.Module):
         self.config = config
         self.branch = build_branch(config.branches[0], config)
         features = self.branch.features
+        if features != config.bandwidth_bins:
+            raise ModelError(
+                f"a U-Net needs a branch with a feature for each of the {config.bandwidth_bins} bins, such as "
+                f"linear-log; {config.branches[0]} has {features}"
+            )
         self.mean = nn.Parameter(torch.zeros(features))
         self.scale = nn.Parameter(torch.ones(features))
         depth = len(WIDTHS)
@@ -135,7 +140,14 @@ class UNet(nn.Module):
 
         Args:
             magnitude: the mixture's, `(batch, frames, channels, bins)`.
-            half: everything but the branch in half precision.
+            half: everything but the branch in half precision, which has not the range of magnitudes: only where the
+                branch is one of logarithms.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ModelError: other channels or bins.
         """
         _, count, channels, bins = magnitude.shape
         expected = (self.config.channels, self.config.bins)
@@ -145,6 +157,7 @@ class UNet(nn.Module):
                 f"bins, got {channels} channels and {bins} bins"
             )
         seen = view(self.branch(magnitude), self.mean, self.scale, self.ramp, -(-count // GRID) * GRID)
+        half = half and bool(getattr(self.branch, "log", False))
         with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():
             values = self._decided(seen)
         features = self.branch.features

@@ -73,7 +73,8 @@ def export(
             second_share=second_share,
             second_network=other.network,
         )
-        if dataclasses.replace(config.of_second, stems=other.stems) != other:
+        own = {"stems": other.stems, "niter": other.niter, "filter_power": other.filter_power}  # of no network
+        if dataclasses.replace(config.of_second, **own) != other:  # type: ignore[arg-type]
             raise ModelError(f"expected two networks of the same sizes, got {config.of_second} and {other}")
         state = {**state, **{f"second.{name}": values for name, values in its_state.items()}}
     if niter is not None:
@@ -89,7 +90,7 @@ def export(
 
 
 def _network(chosen: Mapping[str, Any]) -> tuple[Config, dict[str, torch.Tensor]]:
-    """Config and weights under `MaskNet`'s names."""
+    """Config and weights under the names of our networks."""
     state, config = dict(chosen["state"]), Config.from_dict(chosen["config"])
     if chosen["options"]["network"] == "unet":
         config = dataclasses.replace(config, network="unet")

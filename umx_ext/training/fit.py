@@ -438,6 +438,8 @@ def build_network(config: Config, options: TrainOptions) -> nn.Module:
 
         return OpenUnmixNet(config)
     if options.network == "unet":
+        if len(config.branches) != 1 or config.mask != "sigmoid":
+            raise UsageError("a U-Net has one branch and the mask sigmoid: give --branches linear-log --mask sigmoid")
         return UNet(config)
     return MaskNet(config)
 
