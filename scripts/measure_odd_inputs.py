@@ -1,6 +1,7 @@
 """What the embedded model makes of things it never saw: python scripts/measure_odd_inputs.py DATA
 
-DATA holds `musdb18-7/` and `songs/`. Each row is one input and how far below it, in RMS, the vocals lie that the model
+DATA holds `musdb18-7/` and `songs/`. Speech is a paragraph said by espeak-ng, a synthetic voice, where that program is
+installed; alone, and 5 dB above the songs without their vocals. Each row is one input and how far below it, in RMS, the vocals lie that the model
 finds: much of a singer alone, little of music without one. Writes `docs/odd_inputs.json` and the tables.
 """
 
@@ -8,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -19,6 +23,11 @@ from umx_ext import audio
 from umx_ext.corpora import find_songs, targets
 
 RATE = 44100
+SAID = (
+    "The trains to the coast leave every half hour, except on Sundays. If you would like to take a bicycle, please use "
+    "the last carriage, and mind the gap when you get off. There is a small cafe in the second carriage, which sells "
+    "coffee, sandwiches and the morning's papers. Thank you for travelling with us, and have a pleasant journey."
+)
 
 
 def inputs(data: Path) -> dict[str, tuple[Tensor, int, str]]:
@@ -29,7 +38,17 @@ def inputs(data: Path) -> dict[str, tuple[Tensor, int, str]]:
     other = audio.read(data / "songs" / "example_mono.mp3")
     generator = torch.Generator().manual_seed(0)
     mixture = vocals + rest
+    speech = spoken()
+    said: dict[str, tuple[Tensor, int, str]] = {}
+    if speech is not None:
+        behind = rest[:, : speech.shape[-1]]
+        behind = behind * (speech.square().mean() / behind.square().mean()).sqrt() * 10 ** (-5 / 20)
+        said = {
+            "speech (espeak-ng)": (speech, RATE, "a voice"),
+            "speech over music": (speech + behind, RATE, f"a voice, {below_db(speech, speech + behind)}"),
+        }
     return {
+        **said,
         "silence": (torch.zeros(2, 10 * RATE), RATE, "nothing"),
         "noise, -20 dBFS": (0.1 * torch.randn(2, 10 * RATE, generator=generator), RATE, "nothing"),
         "drum and bass, no singer (`choice_drum_bass.ogg`)": (*drums, "nothing"),
@@ -43,6 +62,17 @@ def inputs(data: Path) -> dict[str, tuple[Tensor, int, str]]:
         "a whole song (`lets_go_fishin.ogg`)": (*song, "a voice"),
         "another, in mono (`example_mono.mp3`)": (*other, "a voice"),
     }
+
+
+def spoken() -> Tensor | None:
+    """A paragraph in a synthetic voice, `(2, samples)`; None where espeak-ng is not installed."""
+    if shutil.which("espeak-ng") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "said.wav")
+        subprocess.run(["espeak-ng", "-w", str(path), SAID], check=True)
+        waveform, rate = audio.read(path)
+    return audio.resample(waveform, rate, RATE).expand(2, -1)
 
 
 def telephone(waveform: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def test_the_fast_mode_is_within_60_db_of_the_exact(model, data):
 
 
 def test_it_meets_its_bar_on_the_30_test_songs(model, data):
-    """Vocals 4.9 dB, accompaniment 9.0 dB (medians of one-second frames, then of songs), the voice 10 dB down."""
+    """Vocals 5.6 dB, accompaniment 10.0 dB (medians of one-second frames, then of songs), the voice 10 dB down."""
     vocals_sdr, rest_sdr, left_db, half = [], [], [], []
     for path in sorted((data / "musdb18-7" / "test").glob("*.stem.mp4")):
         mixture = audio.read(path, stream=0)[0]
@@ -76,8 +76,8 @@ def test_it_meets_its_bar_on_the_30_test_songs(model, data):
     assert len(vocals_sdr) == 30
     # The trivial row first: it shows that this is the protocol whose figures are known.
     assert np.median(half, axis=0) == pytest.approx([0.86, 4.38], abs=0.05)
-    assert np.median(vocals_sdr) >= 4.9
-    assert np.median(rest_sdr) >= 9.0
+    assert np.median(vocals_sdr) >= 5.6
+    assert np.median(rest_sdr) >= 10.0
     assert np.median(left_db) <= -10.0
 
 

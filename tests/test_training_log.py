@@ -48,18 +48,20 @@ def test_the_model_comes_from_the_second_run_as_the_script_has_it():
     assert before["schedule"] == [[0, script().PLANNED], [script().SHORTENED_AT, script().FIRST[0].steps]]
 
 
-def test_the_second_network_comes_from_the_end_of_open_unmixs_runs():
+def test_the_second_network_comes_from_the_end_of_the_u_nets_run():
     metadata = pretrained.read_metadata(FILE)
-    second, (options, draws) = json.loads(metadata["second_run"]), script().SECOND
-    said = json.loads(second["options"])
-    assert said["network"] == "openunmix" and said["learning_rate"] == 2 * options.learning_rate
-    for name in ("loss", "batch", "excerpt_s", "remix", "seed", "ema", "steps"):
-        assert said[name] == getattr(options, name), name
+    second, (options, draws) = json.loads(metadata["second_run"]), script().CONVOLUTIONAL
+    assert json.loads(second["options"]) == dataclasses.asdict(options)
     assert json.loads(second["draws"]) == draws and second["data_sha256"] == metadata["data_sha256"]
-    last = rows("training_log_openunmix_second.csv")[-1]
+    assert second["initial"] == "random" and json.loads(second["schedule"]) == [[0, options.steps]]
+    last = rows("training_log_unet.csv")[-1]
     assert last["step"] == float(second["steps"]) == options.steps
     assert last["valid_vocals_sdr_db"] == pytest.approx(float(second["valid_sdr_db"]), abs=1e-3)
-    assert rows("training_log_openunmix_first.csv")[-1]["step"] == script().FIRST[0].steps
+
+
+def test_open_unmixs_network_had_the_same_steps():
+    for name, (options, _) in (("first", script().FIRST), ("second", script().SECOND)):
+        assert rows(f"training_log_openunmix_{name}.csv")[-1]["step"] == options.steps
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,18 @@ def test_the_first_steps_of_the_first_run_can_be_done_again(store: Path):
     other = replay(Pack(store), module.CONFIG, dataclasses.replace(planned, seed=5), 3, draws=draws)
     assert np.abs(np.array(found) / logged[:20] - 1).max() < 2e-3
     assert np.abs(np.array(other) / logged[:3] - 1).max() > 1e-2
+
+
+def test_the_first_steps_of_the_u_nets_run_can_be_done_again(store: Path):
+    """In bfloat16 where the processor computes in it, as in the run, and else in float32."""
+    module = script()
+    options, draws = module.CONVOLUTIONAL
+    config = dataclasses.replace(module.CONFIG, branches=("linear-log",))
+    logged = [row["loss"] for row in rows("training_first_steps_unet.csv")]
+    found = replay(Pack(store), config, options, 20, draws=draws)
+    other = replay(Pack(store), config, dataclasses.replace(options, seed=5), 2, draws=draws)
+    assert len(logged) == 20 and np.abs(np.array(found) / logged - 1).max() < 2e-3
+    assert np.abs(np.array(other) / logged[:2] - 1).max() > 5e-3
 
 
 def test_the_store_is_made_of_the_files_the_model_was_trained_with(store: Path):
