@@ -19,6 +19,7 @@ from torch.nn import functional
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
 from umx_ext.separation.config import Config
+from umx_ext.separation.network import Network
 from umx_ext.separation.norms import Norm
 from umx_ext.separation.unet import UNet
 
@@ -90,7 +91,7 @@ def _fused(fusion: str, parts: Iterable[Tensor], gains: Tensor) -> Tensor:
     return first
 
 
-class MaskNet(nn.Module):
+class MaskNet(Network):
     """Predicts the magnitude spectrogram of one stem from the mixture's.
 
     Args:
@@ -98,8 +99,7 @@ class MaskNet(nn.Module):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         hidden, bins, channels = config.hidden, config.bins, config.channels
         self.encoders = nn.ModuleDict({name: Encoder(name, config) for name in config.branches})
         self.gains = nn.Parameter(torch.ones(len(config.branches) - 1))  # of each branch after the first
@@ -111,34 +111,10 @@ class MaskNet(nn.Module):
         self.output_scale = nn.Parameter(torch.ones(bins))
         self.output_mean = nn.Parameter(torch.ones(bins))
 
-    def forward(self, magnitude: Tensor) -> Tensor:
-        """The stem's magnitudes: the mask times the mixture's, which is not differentiated.
-
-        Args:
-            magnitude: `(batch, channels, bins, frames)`, >= 0; fastest with frames outermost in memory, as
-                `spectral.stft` gives it.
-
-        Returns:
-            The same shape and memory layout, >= 0, and 0 where the mixture is 0.
-        """
-        frames_major = magnitude.permute(0, 3, 1, 2)
-        return (self.mask(frames_major) * frames_major.detach()).permute(0, 2, 3, 1)
-
     def mask(self, magnitude: Tensor, *, half: bool = False) -> Tensor:
-        """The mask alone, frames-major: `(batch, frames, channels, bins)` -> the same shape.
-
-        Args:
-            magnitude: the mixture's.
-            half: all but the branches and their first matrices in half precision, which has not the range of
-                magnitudes; the result too.
-        """
-        batch, count, channels, bins = magnitude.shape
-        expected = (self.config.channels, self.config.bins)
-        if (channels, bins) != expected:
-            raise ModelError(
-                f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
-                f"bins, got {channels} channels and {bins} bins"
-            )
+        """As `Network.mask`; the branches and their first matrices are never in half precision."""
+        self.require(magnitude)
+        batch, count = magnitude.shape[:2]
         encoders = cast(Iterable[Encoder], self.encoders.values())
         encoded = [(encoder, encoder.encoded(magnitude)) for encoder in encoders]
         with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():

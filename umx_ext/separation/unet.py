@@ -24,6 +24,7 @@ from torch.nn import functional
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import Branch, build_branch
 from umx_ext.separation.config import Config
+from umx_ext.separation.network import Network
 from umx_ext.separation.norms import Norm2d, affine, plain
 
 __all__ = ["GRID", "REACH", "Folded", "UNet", "folded"]
@@ -77,7 +78,7 @@ class Block(nn.Module):
         return self.over(values)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Predicts the mask of one stem from the mixture's magnitudes.
 
     Args:
@@ -95,12 +96,11 @@ class UNet(nn.Module):
     ramp: Tensor
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config)
         if len(config.branches) != 1 or config.mask != "sigmoid":
             raise ModelError(
                 f"a U-Net has one branch and the mask sigmoid, got {', '.join(config.branches)} and {config.mask}"
             )
-        self.config = config
         self.branch = build_branch(config.branches[0], config)
         features = self.branch.features
         if features != config.bandwidth_bins:
@@ -130,32 +130,10 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(FINE + config.channels, config.channels, 3, padding=1)
         self.register_buffer("ramp", torch.linspace(-1, 1, self.wide), persistent=False)  # where in the spectrum
 
-    def forward(self, magnitude: Tensor) -> Tensor:
-        """The stem's magnitudes, as `MaskNet.forward`."""
-        frames_major = magnitude.permute(0, 3, 1, 2)
-        return (self.mask(frames_major) * frames_major.detach()).permute(0, 2, 3, 1)
-
     def mask(self, magnitude: Tensor, *, half: bool = False) -> Tensor:
-        """The mask alone, as `MaskNet.mask`; 0 above the bandwidth.
-
-        Args:
-            magnitude: the mixture's, `(batch, frames, channels, bins)`.
-            half: everything but the branch in half precision, which has not the range of magnitudes: only where the
-                branch is one of logarithms.
-
-        Returns:
-            The same shape.
-
-        Raises:
-            ModelError: other channels or bins.
-        """
-        _, count, channels, bins = magnitude.shape
-        expected = (self.config.channels, self.config.bins)
-        if (channels, bins) != expected:
-            raise ModelError(
-                f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
-                f"bins, got {channels} channels and {bins} bins"
-            )
+        """As `Network.mask`; 0 above the bandwidth. Half precision only where the branch is one of logarithms."""
+        self.require(magnitude)
+        _, count, _, bins = magnitude.shape
         seen = view(self.branch(magnitude), self.mean, self.scale, self.ramp, -(-count // GRID) * GRID)
         half = half and bool(getattr(self.branch, "log", False))
         with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():
