@@ -1,8 +1,9 @@
 """What the embedded model makes of things it never saw: python scripts/measure_odd_inputs.py DATA
 
 DATA holds `musdb18-7/` and `songs/`. Speech is a paragraph said by espeak-ng, a synthetic voice, where that program is
-installed; alone, and 5 dB above the songs without their vocals. Each row is one input and how far below it, in RMS, the vocals lie that the model
-finds: much of a singer alone, little of music without one. Writes `docs/odd_inputs.json` and the tables.
+installed; alone, and 5 dB above the songs without their vocals. Each row is one input and how far below it, in RMS,
+the vocals lie that the model finds: much of a singer alone, little of music without one. Writes
+`docs/odd_inputs.json` and the tables.
 """
 
 from __future__ import annotations
