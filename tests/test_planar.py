@@ -121,6 +121,30 @@ def test_small_pieces_give_the_same(calls, monkeypatch):
     assert len(calls) > 4
 
 
+@pytest.mark.parametrize("threads", [2, 3, 40])
+@pytest.mark.parametrize("bins", [5, BINS])
+def test_threads_change_nothing(calls, monkeypatch, threads, bins):
+    magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=bins))
+    asked = []
+    alone = wiener(magnitudes, mixture, residual=True)
+
+    def more(mixture: Tensor) -> int:
+        asked.append(threads)
+        return threads
+
+    monkeypatch.setattr(planar, "_threads", more)
+    assert torch.equal(wiener(magnitudes, mixture, residual=True), alone)
+    assert len(asked) >= 3  # planes, moments, gains
+
+
+def test_no_more_threads_than_torch_has_nor_than_the_work_is_worth(calls, monkeypatch):
+    few, many = torch.empty(2, 2, 10, 100), torch.empty(2, 2, 300, 2049)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert planar._threads(few) == 1 and planar._threads(many) == 4
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert planar._threads(many) == 1
+
+
 @pytest.mark.parametrize("case", ["double", "mono", "gradients", "many"])
 def test_what_they_cannot_do_is_torchs(calls, case):
     count = planar.MOST_SOURCES + 1 if case == "many" else 2
@@ -134,9 +158,9 @@ def test_wrong_numbers_of_planes_are_refused():
     if not planar.compiled():
         pytest.skip("the loops were not compiled here")
     with pytest.raises(ValueError, match="as many planes for each channel"):
-        planar._planar.moments(0, 0, 0, 0, 0, 0, (1,), (1, 2), (1,), 0, 0, 0)
+        planar._planar.moments(0, 0, 0, 0, 0, 0, (1,), (1, 2), (1,), 0, False, 0.0, 0, 0, 1)
     with pytest.raises(ValueError, match="at most 32 sources, got 33"):
-        planar._planar.gains(0, 0, 0, 0, 0, 0, 33, 0, 0, 0, 0, (0,) * 33, 0.0, 0)
+        planar._planar.gains(0, 0, 0, 0, 0, 0, 33, 0, 0, 0, 0, (0,) * 33, 0.0, 0, 0, 0, 0, 0, 0, 1)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

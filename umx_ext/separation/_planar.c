@@ -1,7 +1,8 @@
 /* Loops over spectra that torch would make in many passes; umx_ext/separation/planar.py explains them.
  *
  * Every plane is float32, (rows, bins), its bins next to each other. A block of bins is done for all rows before the
- * next: what belongs to a bin then stays in the first-level cache. The interpreter is not held meanwhile.
+ * next: what belongs to a bin then stays in the first-level cache. The interpreter is not held meanwhile. No bin knows
+ * of another, so that threads can share them.
  *
  * Each loop is compiled for several instruction sets where the compiler can, and the best that runs is chosen when the
  * module is loaded. Nothing is summed in another order in any of them: they differ by the rounding of a product.
@@ -10,10 +11,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
+#include <pythread.h>
 #include <stdint.h>
 
 #define BLOCK 256 /* bins */
 #define MOST 32   /* sources */
+#define THREADS 16
+#define ALIGNED 16 /* bins: where a thread's begin */
 
 /* Of two numbers the larger; a nan, once there, stays. */
 #define LARGER(value, most) ((value) > (most) || (value) != (value) ? (value) : (most))
@@ -35,8 +39,14 @@ typedef struct {
 } Mixture;
 
 typedef struct {
+    Py_ssize_t begin, end;
+} Span; /* of bins, or of rows */
+
+typedef struct {
     Py_ssize_t masks;          /* sources that have one */
     Py_ssize_t sources;        /* the residual counted */
+    int of_magnitudes;         /* the planes are not masks but masks times the mixture's magnitudes */
+    float tiny;                /* of the mixture's power, beside which its magnitudes are not 0 */
     const float *left[MOST];   /* a mask's plane for each channel */
     const float *right[MOST];
     Py_ssize_t stride[MOST];
@@ -51,15 +61,18 @@ typedef struct {
     const float *basis;        /* (3, bins): cos, and the real and the imaginary part of sin */
     const float *rotated;      /* (sources, 4, bins): Q^H R Q, entries 00, 11, real and imaginary part of 01 */
     const float *back;         /* (sources, 4, 2, bins): R Q, entries 00, 01, 10, 11, real and imaginary parts */
-    float *estimates;          /* (wanted, 2, rows, bins, 2): complex */
+    float *estimates;          /* complex, a row's bins next to each other */
+    Py_ssize_t source, channel, row; /* strides of the estimates, in complex numbers */
+    float *following;          /* (wanted, rows, bins): the estimates' powers, and their sums, in their place */
+    double *sums;              /* (wanted, 4, bins), added to */
     float noise;
 } Gains;
 
-INLINE float moments_body(const Mixture *mixture, const Moments *job) {
+INLINE float moments_body(const Mixture *mixture, const Moments *job, Span span) {
     const Py_ssize_t bins = mixture->bins, rows = mixture->rows;
     float peak = 0;
-    for (Py_ssize_t first = 0; first < bins; first += BLOCK) {
-        const Py_ssize_t width = bins - first < BLOCK ? bins - first : BLOCK;
+    for (Py_ssize_t first = span.begin; first < span.end; first += BLOCK) {
+        const Py_ssize_t width = span.end - first < BLOCK ? span.end - first : BLOCK;
         float peaks[BLOCK] = {0};
         for (Py_ssize_t row = 0; row < rows; row++) {
             const Py_ssize_t at = row * mixture->stride + first;
@@ -68,6 +81,7 @@ INLINE float moments_body(const Mixture *mixture, const Moments *job) {
             IN rr = mixture->right_real + at;
             IN ri = mixture->right_imag + at;
             float p00[BLOCK], p11[BLOCK], real01[BLOCK], imag01[BLOCK], rest_left[BLOCK], rest_right[BLOCK];
+            float per_left[BLOCK], per_right[BLOCK], mask_left[BLOCK], mask_right[BLOCK];
             for (Py_ssize_t i = 0; i < width; i++) {
                 p00[i] = lr[i] * lr[i] + li[i] * li[i];
                 p11[i] = rr[i] * rr[i] + ri[i] * ri[i];
@@ -77,11 +91,23 @@ INLINE float moments_body(const Mixture *mixture, const Moments *job) {
                 peaks[i] = LARGER(p11[i], peaks[i]);
                 rest_left[i] = rest_right[i] = 1;
             }
+            if (job->of_magnitudes)
+                for (Py_ssize_t i = 0; i < width; i++) {
+                    per_left[i] = 1 / sqrtf(p00[i] + job->tiny);
+                    per_right[i] = 1 / sqrtf(p11[i] + job->tiny);
+                }
             for (Py_ssize_t source = 0; source < job->sources; source++) {
                 const float *left = rest_left, *right = rest_right;
                 if (source < job->masks) {
                     left = job->left[source] + row * job->stride[source] + first;
                     right = job->right[source] + row * job->stride[source] + first;
+                    if (job->of_magnitudes) {
+                        for (Py_ssize_t i = 0; i < width; i++) {
+                            mask_left[i] = left[i] * per_left[i];
+                            mask_right[i] = right[i] * per_right[i];
+                        }
+                        left = mask_left, right = mask_right;
+                    }
                 }
                 float *RESTRICT power = job->powers + (source * rows + row) * bins + first;
                 double *sums = job->sums + 4 * source * bins + first;
@@ -111,11 +137,11 @@ INLINE float moments_body(const Mixture *mixture, const Moments *job) {
     return peak;
 }
 
-INLINE void gains_body(const Mixture *mixture, const Gains *job) {
+INLINE void gains_body(const Mixture *mixture, const Gains *job, Span span) {
     const Py_ssize_t bins = mixture->bins, rows = mixture->rows;
     const float noise = job->noise, noise2 = noise * noise;
-    for (Py_ssize_t first = 0; first < bins; first += BLOCK) {
-        const Py_ssize_t width = bins - first < BLOCK ? bins - first : BLOCK;
+    for (Py_ssize_t first = span.begin; first < span.end; first += BLOCK) {
+        const Py_ssize_t width = span.end - first < BLOCK ? span.end - first : BLOCK;
         IN cos = job->basis + first;
         IN sin_real = job->basis + bins + first;
         IN sin_imag = job->basis + 2 * bins + first;
@@ -161,21 +187,46 @@ INLINE void gains_body(const Mixture *mixture, const Gains *job) {
             for (Py_ssize_t number = 0; number < job->wanted; number++) {
                 const Py_ssize_t source = job->which[number];
                 IN power = job->powers + (source * rows + row) * bins + first;
+                float y_real[2][BLOCK], y_imag[2][BLOCK];
                 for (int channel = 0; channel < 2; channel++) {
                     const float *back = job->back + (8 * source + 4 * channel) * bins + first;
                     IN s_real = back;
                     IN s_imag = back + bins;
                     IN w_real = back + 2 * bins;
                     IN w_imag = back + 3 * bins;
-                    float *RESTRICT estimate = job->estimates + 2 * (((2 * number + channel) * rows + row) * bins + first);
+                    float *RESTRICT real = y_real[channel];
+                    float *RESTRICT imag = y_imag[channel];
                     for (Py_ssize_t i = 0; i < width; i++) {
                         const float gain = power[i] * inverse[i];
-                        const float real = zs_real[i] * s_real[i] - zs_imag[i] * s_imag[i] + zw_real[i] * w_real[i] -
-                                           zw_imag[i] * w_imag[i];
-                        const float imag = zs_real[i] * s_imag[i] + zs_imag[i] * s_real[i] + zw_real[i] * w_imag[i] +
-                                           zw_imag[i] * w_real[i];
-                        estimate[2 * i] = real * gain;
-                        estimate[2 * i + 1] = imag * gain;
+                        real[i] = gain * (zs_real[i] * s_real[i] - zs_imag[i] * s_imag[i] + zw_real[i] * w_real[i] -
+                                          zw_imag[i] * w_imag[i]);
+                        imag[i] = gain * (zs_real[i] * s_imag[i] + zs_imag[i] * s_real[i] + zw_real[i] * w_imag[i] +
+                                          zw_imag[i] * w_real[i]);
+                    }
+                    if (job->estimates) {
+                        float *RESTRICT estimate =
+                            job->estimates + 2 * (number * job->source + channel * job->channel + row * job->row + first);
+                        for (Py_ssize_t i = 0; i < width; i++) {
+                            estimate[2 * i] = real[i];
+                            estimate[2 * i + 1] = imag[i];
+                        }
+                    }
+                }
+                if (job->sums) {
+                    float *RESTRICT following = job->following + (number * rows + row) * bins + first;
+                    double *sums = job->sums + 4 * number * bins + first;
+                    double *RESTRICT s00 = sums;
+                    double *RESTRICT s11 = sums + bins;
+                    double *RESTRICT sum_real = sums + 2 * bins;
+                    double *RESTRICT sum_imag = sums + 3 * bins;
+                    for (Py_ssize_t i = 0; i < width; i++) {
+                        const float y00 = y_real[0][i] * y_real[0][i] + y_imag[0][i] * y_imag[0][i];
+                        const float y11 = y_real[1][i] * y_real[1][i] + y_imag[1][i] * y_imag[1][i];
+                        s00[i] += y00;
+                        s11[i] += y11;
+                        sum_real[i] += y_real[0][i] * y_real[1][i] + y_imag[0][i] * y_imag[1][i];
+                        sum_imag[i] += y_imag[0][i] * y_real[1][i] - y_real[0][i] * y_imag[1][i];
+                        following[i] = (y00 + y11) * 0.5f;
                     }
                 }
             }
@@ -195,8 +246,8 @@ INLINE void magnitude_body(IN spectrum, float *RESTRICT magnitude, Py_ssize_t co
         magnitude[i] = sqrtf(spectrum[2 * i] * spectrum[2 * i] + spectrum[2 * i + 1] * spectrum[2 * i + 1]);
 }
 
-INLINE void split_body(const Split *job) {
-    for (Py_ssize_t row = 0; row < job->rows; row++)
+INLINE void split_body(const Split *job, Span rows) {
+    for (Py_ssize_t row = rows.begin; row < rows.end; row++)
         for (Py_ssize_t channel = 0; channel < job->channels; channel++) {
             IN spectrum = job->spectrum + 2 * (row * job->channels + channel) * job->bins;
             float *RESTRICT real = job->parts + channel * job->channel + row * job->row;
@@ -220,22 +271,24 @@ INLINE void add_body(const float *frames, IN window, float *sums, Py_ssize_t row
 /* Instruction sets. */
 
 typedef struct {
-    float (*moments)(const Mixture *, const Moments *);
-    void (*gains)(const Mixture *, const Gains *);
+    float (*moments)(const Mixture *, const Moments *, Span);
+    void (*gains)(const Mixture *, const Gains *, Span);
     void (*magnitude)(const float *, float *, Py_ssize_t);
-    void (*split)(const Split *);
+    void (*split)(const Split *, Span);
     void (*add)(const float *, const float *, float *, Py_ssize_t, Py_ssize_t, Py_ssize_t);
 } Loops;
 
 #define VARIANT(name, target)                                                                                         \
-    target static float moments_##name(const Mixture *mixture, const Moments *job) {                                  \
-        return moments_body(mixture, job);                                                                            \
+    target static float moments_##name(const Mixture *mixture, const Moments *job, Span span) {                       \
+        return moments_body(mixture, job, span);                                                                      \
     }                                                                                                                 \
-    target static void gains_##name(const Mixture *mixture, const Gains *job) { gains_body(mixture, job); }           \
+    target static void gains_##name(const Mixture *mixture, const Gains *job, Span span) {                            \
+        gains_body(mixture, job, span);                                                                               \
+    }                                                                                                                 \
     target static void magnitude_##name(const float *spectrum, float *magnitude, Py_ssize_t count) {                  \
         magnitude_body(spectrum, magnitude, count);                                                                   \
     }                                                                                                                 \
-    target static void split_##name(const Split *job) { split_body(job); }                                            \
+    target static void split_##name(const Split *job, Span rows) { split_body(job, rows); }                           \
     target static void add_##name(const float *frames, const float *window, float *sums, Py_ssize_t rows,             \
                                   Py_ssize_t size, Py_ssize_t hop) {                                                  \
         add_body(frames, window, sums, rows, size, hop);                                                              \
@@ -270,9 +323,73 @@ static void choose(void) {
 static void choose(void) {}
 #endif
 
+/* Threads: each its share of the bins or rows. They know nothing of Python but its locks, which work everywhere. */
+
+typedef struct {
+    const Mixture *mixture;
+    const Moments *moments; /* one of these three */
+    const Gains *gains;
+    const Split *split;
+    Span span;
+    float peak;
+    PyThread_type_lock done; /* held until the share is done */
+} Share;
+
+static void do_share(void *argument) {
+    Share *share = argument;
+    if (share->moments)
+        share->peak = loops->moments(share->mixture, share->moments, share->span);
+    else if (share->gains)
+        loops->gains(share->mixture, share->gains, share->span);
+    else
+        loops->split(share->split, share->span);
+    if (share->done)
+        PyThread_release_lock(share->done);
+}
+
+/* Where `number` of `count` threads begins. */
+static Py_ssize_t begin_of(Py_ssize_t length, int number, int count) {
+    return number == count ? length : length * number / count / ALIGNED * ALIGNED;
+}
+
+/* A job on so many bins or rows, shared by threads; the largest peak that was found. A thread that cannot be had is
+ * done without. */
+static float on_threads(Share job, Py_ssize_t length, int count) {
+    Share shares[THREADS];
+    float peak = 0;
+    count = count > THREADS ? THREADS : count < 1 ? 1 : count;
+    for (int i = 0; i < count; i++) {
+        shares[i] = job;
+        shares[i].span.begin = begin_of(length, i, count);
+        shares[i].span.end = begin_of(length, i + 1, count);
+    }
+    for (int i = 1; i < count; i++) {
+        shares[i].done = PyThread_allocate_lock();
+        if (shares[i].done == NULL)
+            continue;
+        PyThread_acquire_lock(shares[i].done, WAIT_LOCK);
+        if (PyThread_start_new_thread(do_share, &shares[i]) == PYTHREAD_INVALID_THREAD_ID) {
+            PyThread_release_lock(shares[i].done);
+            PyThread_free_lock(shares[i].done);
+            shares[i].done = NULL;
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        if (shares[i].done) {
+            PyThread_acquire_lock(shares[i].done, WAIT_LOCK);
+            PyThread_release_lock(shares[i].done);
+            PyThread_free_lock(shares[i].done);
+        } else {
+            do_share(&shares[i]);
+        }
+        peak = LARGER(shares[i].peak, peak);
+    }
+    return peak;
+}
+
 /* Python's side. Addresses and shapes come from planar.py, which has checked them: of the same LAYOUT. */
 
-#define LAYOUT 2
+#define LAYOUT 3
 
 static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
 
@@ -297,8 +414,10 @@ static PyObject *moments(PyObject *module, PyObject *arguments) {
     Py_ssize_t channel, part, row, rows, bins, residual, left[MOST], right[MOST];
     PyObject *lefts, *rights, *strides;
     Moments job;
-    if (!PyArg_ParseTuple(arguments, "KnnnnnO!O!O!nKK", &base, &channel, &part, &row, &rows, &bins, &PyTuple_Type,
-                          &lefts, &PyTuple_Type, &rights, &PyTuple_Type, &strides, &residual, &powers, &sums))
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KnnnnnO!O!O!npfKKi", &base, &channel, &part, &row, &rows, &bins, &PyTuple_Type,
+                          &lefts, &PyTuple_Type, &rights, &PyTuple_Type, &strides, &residual, &job.of_magnitudes,
+                          &job.tiny, &powers, &sums, &threads))
         return NULL;
     job.masks = numbers(lefts, left);
     if (PyErr_Occurred() || numbers(rights, right) != job.masks || numbers(strides, job.stride) != job.masks ||
@@ -313,17 +432,20 @@ static PyObject *moments(PyObject *module, PyObject *arguments) {
     job.sums = address(sums);
     const Mixture mixture = planes(base, channel, part, row, rows, bins);
     float peak;
-    Py_BEGIN_ALLOW_THREADS peak = loops->moments(&mixture, &job);
+    const Share share = {.mixture = &mixture, .moments = &job};
+    Py_BEGIN_ALLOW_THREADS peak = on_threads(share, bins, threads);
     Py_END_ALLOW_THREADS return PyFloat_FromDouble(peak);
 }
 
 static PyObject *gains(PyObject *module, PyObject *arguments) {
-    unsigned long long base, powers, basis, rotated, back, estimates;
+    unsigned long long base, powers, basis, rotated, back, estimates, following, sums;
     Py_ssize_t channel, part, row, rows, bins;
     PyObject *wanted;
     Gains job;
-    if (!PyArg_ParseTuple(arguments, "KnnnnnnKKKKO!fK", &base, &channel, &part, &row, &rows, &bins, &job.sources,
-                          &powers, &basis, &rotated, &back, &PyTuple_Type, &wanted, &job.noise, &estimates))
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KnnnnnnKKKKO!fKnnnKKi", &base, &channel, &part, &row, &rows, &bins, &job.sources,
+                          &powers, &basis, &rotated, &back, &PyTuple_Type, &wanted, &job.noise, &estimates, &job.source,
+                          &job.channel, &job.row, &following, &sums, &threads))
         return NULL;
     job.wanted = numbers(wanted, job.which);
     if (PyErr_Occurred())
@@ -333,8 +455,11 @@ static PyObject *gains(PyObject *module, PyObject *arguments) {
     job.rotated = address(rotated);
     job.back = address(back);
     job.estimates = address(estimates);
+    job.following = address(following);
+    job.sums = address(sums);
     const Mixture mixture = planes(base, channel, part, row, rows, bins);
-    Py_BEGIN_ALLOW_THREADS loops->gains(&mixture, &job);
+    const Share share = {.mixture = &mixture, .gains = &job};
+    Py_BEGIN_ALLOW_THREADS on_threads(share, bins, threads);
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
@@ -350,12 +475,14 @@ static PyObject *magnitude(PyObject *module, PyObject *arguments) {
 static PyObject *split(PyObject *module, PyObject *arguments) {
     unsigned long long spectrum, result;
     Split job;
-    if (!PyArg_ParseTuple(arguments, "KnnnKnnn", &spectrum, &job.rows, &job.channels, &job.bins, &result, &job.channel,
-                          &job.part, &job.row))
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KnnnKnnni", &spectrum, &job.rows, &job.channels, &job.bins, &result,
+                          &job.channel, &job.part, &job.row, &threads))
         return NULL;
     job.spectrum = address(spectrum);
     job.parts = address(result);
-    Py_BEGIN_ALLOW_THREADS loops->split(&job);
+    const Share share = {.split = &job};
+    Py_BEGIN_ALLOW_THREADS on_threads(share, job.rows, threads);
     Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 

@@ -13,8 +13,11 @@ def moments(
     right_masks: tuple[int, ...],
     mask_strides: tuple[int, ...],
     residual: int,
+    of_magnitudes: bool,
+    tiny: float,
     powers: int,
     sums: int,
+    threads: int,
     /,
 ) -> float: ...
 def gains(
@@ -32,6 +35,12 @@ def gains(
     wanted: tuple[int, ...],
     noise: float,
     estimates: int,
+    source_stride: int,
+    channel_stride_of_estimates: int,
+    row_stride_of_estimates: int,
+    following: int,
+    sums: int,
+    threads: int,
     /,
 ) -> None: ...
 def magnitude(spectrum: int, result: int, count: int, /) -> None: ...
@@ -44,6 +53,7 @@ def split(
     channel_stride: int,
     part_stride: int,
     row_stride: int,
+    threads: int,
     /,
 ) -> None: ...
 def add(frames: int, window: int, sums: int, rows: int, size: int, hop: int, /) -> None: ...

@@ -1,7 +1,8 @@
 """Loops over spectra, compiled: in one pass what torch makes in several, and without the interpreter.
 
-`moments` and `filtered` are the stereo Wiener filter's two passes, some ninety operations on planes each time; `wiener`
-says what they compute. `magnitude`, `split` and `add` are small, and do the same with torch where they must.
+`moments` and `filtered` are the stereo Wiener filter's two passes, some ninety operations on planes each time, and
+`reestimated` what comes between two iterations; `wiener` says what they compute. `magnitude`, `split` and `add` are
+small, and do the same with torch where they must.
 
 The extension is built with the package where a C compiler is to be had. Where none was, `compiled` is false, and all is
 done with torch alone: the same numbers but for roundings, the filter several times slower.
@@ -20,10 +21,11 @@ try:
 except ImportError:  # not built here
     _planar = None  # type: ignore[assignment]
 
-__all__ = ["add", "compiled", "filtered", "magnitude", "moments", "ready", "split", "takes"]
+__all__ = ["add", "compiled", "filtered", "magnitude", "moments", "plain", "ready", "reestimated", "split", "takes"]
 
-LAYOUT = 2  # of what the loops are given: one that was built for another is not used
+LAYOUT = 3  # of what the loops are given: one that was built for another is not used
 MOST_SOURCES = 32
+SHARE = 1 << 16  # bins of all frames that are worth a thread of their own
 
 
 def compiled() -> bool:
@@ -41,14 +43,13 @@ def ready(mixture: Tensor, sources: int) -> bool:
         and mixture.shape[:2] == (2, 2)
         and mixture.stride(-1) == 1
         and sources <= MOST_SOURCES
-        and not torch.jit.is_tracing()
-        and _plain(mixture)
+        and _single(mixture)
     )
 
 
-def _plain(values: Tensor) -> bool:
-    """Whether these are float32 numbers that lie in the CPU's memory, and nothing more."""
-    if values.device.type != "cpu" or values.dtype != torch.float32:
+def plain(values: Tensor) -> bool:
+    """Whether these are numbers in the CPU's memory, and nothing more: no forward gradient, trace or transformation."""
+    if values.device.type != "cpu" or torch.jit.is_tracing():
         return False
     if forward_ad.unpack_dual(values).tangent is not None:
         return False
@@ -59,14 +60,22 @@ def _plain(values: Tensor) -> bool:
     return True
 
 
+def _single(values: Tensor) -> bool:
+    return values.dtype == torch.float32 and plain(values)
+
+
 def takes(masks: Sequence[Tensor], mixture: Tensor) -> bool:
     """Whether these masks are what `moments` takes with this mixture."""
     _, channels, frames, bins = mixture.shape
-    return all(mask.shape == (frames, channels, bins) and _plain(mask) for mask in masks)
+    return all(mask.shape == (frames, channels, bins) and _single(mask) for mask in masks)
 
 
-def moments(mixture: Tensor, masks: Sequence[Tensor], residual: bool, sums: Tensor) -> tuple[Tensor, float]:
+def moments(
+    mixture: Tensor, masks: Sequence[Tensor], residual: bool, sums: Tensor, tiny: float | None = None
+) -> tuple[Tensor, float]:
     """Powers of the first estimates, and sums of their covariances over the frames.
+
+    The bins are shared by as many threads as torch would use, as are those of `filtered`.
 
     Args:
         mixture: real and imaginary parts, float32 `(2, 2, frames, bins)`.
@@ -74,6 +83,7 @@ def moments(mixture: Tensor, masks: Sequence[Tensor], residual: bool, sums: Tens
         residual: one more source, whose mask is 1 minus the others.
         sums: float64 `(sources, 4, bins)`, the entries 00, 11 and the real and imaginary part of 01 of
             ``sum_t y y^H``; these frames' are added.
+        tiny: the masks come multiplied with the mixture's magnitudes; its power and this are their squares.
 
     Returns:
         The powers, `(sources, frames, bins)`, and the mixture's largest squared magnitude.
@@ -86,8 +96,11 @@ def moments(mixture: Tensor, masks: Sequence[Tensor], residual: bool, sums: Tens
         tuple(plane[:, 1].data_ptr() for plane in planes),
         tuple(plane.stride(0) for plane in planes),
         int(residual),
+        tiny is not None,
+        tiny or 0.0,
         powers.data_ptr(),
         sums.data_ptr(),
+        _threads(mixture),
     )
     return powers, peak
 
@@ -100,6 +113,7 @@ def filtered(
     back: Tensor,
     wanted: Sequence[int],
     noise: float,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``v_j (R_j Q) (Q^H C Q)^-1 Q^H x`` for the wanted sources.
 
@@ -111,16 +125,52 @@ def filtered(
         back: ``R_j Q``, `(sources, 4, 2, bins)`: entries 00, 01, 10, 11, real and imaginary parts.
         wanted: indices of sources; negative ones count from the last.
         noise: what C has on its diagonal besides.
+        out: complex64 `(wanted, 2, frames, bins)`, a frame's bins next to each other, to be written to.
 
     Returns:
-        Complex `(wanted, 2, frames, bins)`.
+        Complex `(wanted, 2, frames, bins)`: `out`, if given.
 
     Raises:
         IndexError: no such source.
     """
     which = tuple(range(len(powers))[source] for source in wanted)
+    estimates = mixture.new_empty(len(which), *mixture.shape[1:], dtype=torch.complex64) if out is None else out
+    _gains(mixture, powers, basis, rotated, back, which, noise, estimates=estimates)
+    return estimates
+
+
+def reestimated(
+    mixture: Tensor, powers: Tensor, basis: Tensor, rotated: Tensor, back: Tensor, noise: float, sums: Tensor
+) -> Tensor:
+    """What another iteration starts from: of the estimates of all sources, as in `filtered`, which are not kept.
+
+    Args:
+        mixture, powers, basis, rotated, back, noise: as for `filtered`.
+        sums: float64 `(sources, 4, bins)`, of the estimates' covariances, as in `moments`; these frames' are added.
+
+    Returns:
+        The estimates' powers, `(sources, frames, bins)`.
+    """
+    following = torch.empty_like(powers, memory_format=torch.contiguous_format)
+    _gains(mixture, powers, basis, rotated, back, tuple(range(len(powers))), noise, following=following, sums=sums)
+    return following
+
+
+def _gains(
+    mixture: Tensor,
+    powers: Tensor,
+    basis: Tensor,
+    rotated: Tensor,
+    back: Tensor,
+    which: tuple[int, ...],
+    noise: float,
+    *,
+    estimates: Tensor | None = None,
+    following: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
     powers, basis, rotated, back = (values.contiguous() for values in (powers, basis, rotated, back))
-    estimates = mixture.new_empty(len(which), *mixture.shape[1:], dtype=torch.complex64)
+    source, channel, row, _ = (0, 0, 0, 0) if estimates is None else estimates.stride()
     _planar.gains(
         *_where(mixture),
         len(powers),
@@ -130,9 +180,14 @@ def filtered(
         back.data_ptr(),
         which,
         noise,
-        estimates.data_ptr(),
+        0 if estimates is None else estimates.data_ptr(),
+        source,
+        channel,
+        row,
+        0 if following is None else following.data_ptr(),
+        0 if sums is None else sums.data_ptr(),
+        _threads(mixture),
     )
-    return estimates
 
 
 def magnitude(spectrum: Tensor, out: Tensor) -> None:
@@ -145,11 +200,14 @@ def magnitude(spectrum: Tensor, out: Tensor) -> None:
 
 
 def split(spectrum: Tensor, out: Tensor) -> None:
-    """Complex64 `(frames, channels, bins)`, contiguous, into float32 `(channels, 2, frames, bins)`; on the CPU."""
+    """Complex64 `(frames, channels, bins)`, contiguous, into float32 `(channels, 2, frames, bins)`; on the CPU.
+
+    The frames are shared by as many threads as torch would use.
+    """
     if compiled() and out.stride(3) == 1:
         channel, part, row, _ = out.stride()
         frames, channels, bins = spectrum.shape
-        _planar.split(spectrum.data_ptr(), frames, channels, bins, out.data_ptr(), channel, part, row)
+        _planar.split(spectrum.data_ptr(), frames, channels, bins, out.data_ptr(), channel, part, row, _threads(out))
     else:
         out.copy_(torch.view_as_real(spectrum).permute(1, 3, 0, 2))
 
@@ -164,6 +222,10 @@ def add(frames: Tensor, window: Tensor, sums: Tensor, hop: int) -> None:
         part = slice(first, min(first + hop, size))
         target = sums[first : first + (rows - 1) * hop + part.stop - first]
         target.unfold(0, part.stop - first, hop).addcmul_(frames[:, part], window[part])
+
+
+def _threads(mixture: Tensor) -> int:
+    return min(torch.get_num_threads(), 1 + mixture.shape[2] * mixture.shape[3] // SHARE)
 
 
 def _rows(mask: Tensor) -> Tensor:

@@ -93,25 +93,29 @@ def wiener(
     flat_magnitudes = magnitudes.reshape(songs, *magnitudes.shape[-4:])
     flat_mixture = mixture.reshape(songs, *mixture.shape[-3:])
     recording = torch.is_grad_enabled() and (mixture.requires_grad or magnitudes.requires_grad)
+    direct = not recording and planar.plain(mixture) and planar.plain(magnitudes)
     estimates = mixture.new_empty((songs, *shape[-4:]))
     windows = []
     for song in range(songs):
         for start in range(0, frames, step):
             part = slice(start, start + step)
-            here = flat_mixture[song, part]
-            claims = flat_magnitudes[song, :, part]
-
-            def masks(rows: slice, here: Tensor = here, claims: Tensor = claims) -> list[Tensor]:
-                inverse = (_energy(here[rows]) + torch.finfo(here.dtype).eps ** 3.5).rsqrt()
-                return [claim * inverse for claim in claims[:, rows]]  # large where the mixture is 0, and then times 0
-
-            for chunk, planes in filter_window(masks, parts(here), niter=niter, residual=residual, eps=eps):
+            claims, out = flat_magnitudes[song, :, part], estimates[song, :, part]
+            filtered = filter_window(
+                lambda rows, claims=claims: list(claims[:, rows]),  # type: ignore[misc]
+                parts(flat_mixture[song, part]),
+                of_magnitudes=True,
+                niter=niter,
+                residual=residual,
+                eps=eps,
+                out=out if direct else None,
+            )
+            for chunk, planes in filtered:
                 if recording:  # in one chunk
                     windows.append(torch.stack([torch.stack(channels, dim=1) for channels in planes]))
-                else:
+                elif not direct:
                     for source, channels in enumerate(planes):
                         for channel, plane in enumerate(channels):
-                            estimates[song, source, part][chunk, channel] = plane
+                            out[source, chunk, channel] = plane
     if windows:
         count = len(windows) // songs
         joined = [torch.cat(windows[at : at + count], dim=1) for at in range(0, len(windows), count)]
@@ -170,6 +174,12 @@ def parts(spectrum: Tensor) -> Tensor:
 
     One permuted copy is several times faster than a copy of each part.
     """
+    recording = torch.is_grad_enabled() and spectrum.requires_grad
+    if planar.compiled() and spectrum.dtype == torch.complex64 and planar.plain(spectrum) and not recording:
+        frames, channels, bins = spectrum.shape
+        split = spectrum.new_empty((channels, 2, frames, bins), dtype=torch.float32)
+        planar.split(spectrum.contiguous(), split)
+        return split
     return torch.view_as_real(spectrum).permute(1, 3, 0, 2).contiguous()
 
 
@@ -177,10 +187,12 @@ def filter_window(
     masks: Callable[[slice], Sequence[Tensor]],
     mixture: Tensor,
     *,
+    of_magnitudes: bool = False,
     niter: int = 1,
     residual: bool = False,
     eps: float = EPS,
     wanted: Sequence[int] | None = None,
+    out: Tensor | None = None,
 ) -> Iterator[tuple[slice, list[list[Tensor]]]]:
     """`wiener` for one window, a few frames at a time, so that what follows finds them in the cache.
 
@@ -188,13 +200,17 @@ def filter_window(
         masks: asked for some of the frames, gives for each source real `(those frames, channels, bins)`: what to
             multiply the mixture with for a first estimate.
         mixture: real and imaginary parts `(channels, 2, frames, bins)`, as `parts` gives them.
+        of_magnitudes: the masks come multiplied with the mixture's magnitudes.
         niter: iterations.
         residual: append the residual source, whose mask is 1 minus the others.
         eps: regularisation.
         wanted: indices of the sources to return (all of them take part); None for all.
+        out: complex `(wanted, frames, channels, bins)`, a channel's bins next to each other, on the CPU: the estimates
+            are written there. Nothing may be recorded.
 
     Yields:
-        The frames, and for each wanted source, for each channel, complex `(those frames, bins)`.
+        The frames, and for each wanted source, for each channel, complex `(those frames, bins)`; parts of `out`, if
+        that is given.
     """
     channels, _, frames, bins = mixture.shape
     recording = torch.is_grad_enabled() and (
@@ -209,21 +225,28 @@ def filter_window(
     sources = len(first_masks) + residual
     wanted = range(sources) if wanted is None else wanted
     compiled = not recording and planar.ready(mixture, sources) and planar.takes(first_masks, mixture[:, :, chunks[0]])
+    tiny = torch.finfo(mixture.dtype).eps ** 3.5 if of_magnitudes else None  # a mask is large where the mixture is 0
 
     def at(chunk: slice) -> list[Parts]:
         return [(channel[0, chunk], channel[1, chunk]) for channel in mixture]
 
+    def into(chunk: slice) -> Tensor | None:
+        return None if out is None else out[:, chunk].transpose(1, 2)
+
     if niter == 0:
         for chunk, claims in zip(chunks, chain([first_masks], asked), strict=True):
-            first = _all_masks([mask.unbind(1) for mask in claims], residual)
+            planes = at(chunk)
+            energies = [] if tiny is None else _products(planes)[:channels]
+            first = _all_masks([mask.unbind(1) for mask in claims], residual, tiny, energies)
+            there = into(chunk)
             yield (
                 chunk,
                 [
                     [
-                        torch.complex(real * mask, imag * mask)
-                        for (real, imag), mask in zip(at(chunk), first[source], strict=True)
+                        torch.complex(real * mask, imag * mask, out=None if there is None else there[number, channel])
+                        for channel, ((real, imag), mask) in enumerate(zip(planes, first[source], strict=True))
                     ]
-                    for source in wanted
+                    for number, source in enumerate(wanted)
                 ],
             )
         return
@@ -233,25 +256,26 @@ def filter_window(
     widen = _precise if frames < _FEW else _as_it_is
     for chunk, claims in zip(chunks, chain([first_masks], asked), strict=True):
         if compiled and frames >= _FEW and planar.takes(claims, mixture[:, :, chunk]):
-            moments.add_compiled(mixture[:, :, chunk], claims, residual)
+            moments.add_first(mixture[:, :, chunk], claims, residual, tiny)
             continue
-        first = _all_masks([widen(mask).unbind(1) for mask in claims], residual)
-        moments.add_masked([(widen(real), widen(imag)) for real, imag in at(chunk)], first)
+        products = _products([(widen(real), widen(imag)) for real, imag in at(chunk)])
+        first = _all_masks([widen(mask).unbind(1) for mask in claims], residual, tiny, products[:channels])
+        moments.add_masked(products, first, channels)
     peak = _precise(moments.peak_power).sqrt()
     for iteration in range(1, niter + 1):
         gains = (_MonoGains if channels == 1 else _StereoGains)(moments, complex_dtype, peak, eps)
+        by_loops = gains if compiled and isinstance(gains, _StereoGains) else None
+        if iteration == niter:
+            apply = gains.apply if by_loops is None else by_loops.apply_compiled
+            for chunk, powers in zip(chunks, moments.powers, strict=True):
+                yield chunk, apply(mixture[:, :, chunk], powers, wanted, into(chunk))
+            return
         following = _Moments(sources, mixture.dtype)
         for chunk, powers in zip(chunks, moments.powers, strict=True):
-            some = wanted if iteration == niter else range(sources)
-            if compiled and isinstance(gains, _StereoGains):
-                estimates = gains.apply_compiled(mixture[:, :, chunk], powers, some)
+            if by_loops is None:
+                following.add(gains.apply(mixture[:, :, chunk], powers, range(sources), None))
             else:
-                estimates = gains.apply(at(chunk), powers, some)
-            if iteration == niter:
-                yield chunk, estimates
-            else:
-                spectra = (parts(torch.stack(planes, dim=1)) for planes in estimates)
-                following.add([[(real, imag) for real, imag in channels] for channels in spectra])
+                following.add_again(mixture[:, :, chunk], powers, by_loops)
         moments = following
 
 
@@ -263,19 +287,22 @@ def _asked(masks: Callable[[slice], Sequence[Tensor]], chunks: Sequence[slice]) 
             yield [mask[chunk.start - group[0].start : chunk.stop - group[0].start] for mask in together]
 
 
-def _all_masks(masks: Sequence[Sequence[Tensor]], residual: bool) -> list[Sequence[Tensor]]:
-    """For each source, for each channel, a mask; the residual's may be negative."""
+def _all_masks(
+    masks: Sequence[Sequence[Tensor]], residual: bool, tiny: float | None, energies: Sequence[Plane]
+) -> list[Sequence[Tensor]]:
+    """For each source, for each channel, a mask; the residual's may be negative.
+
+    With `tiny`, what comes are masks times the mixture's magnitudes: the roots of its `energies`, with that added.
+    """
+    if tiny is not None:
+        inverse = [(energy + tiny).rsqrt() for energy in energies]
+        masks = [[claim * per for claim, per in zip(claims, inverse, strict=True)] for claims in masks]
     if not residual:
         return list(masks)
     rest = [1 - mask for mask in masks[0]]
     for source in masks[1:]:
         rest = [left - mask for left, mask in zip(rest, source, strict=True)]
     return [*masks, rest]
-
-
-def _energy(spectrum: Tensor) -> Tensor:
-    squares = torch.view_as_real(spectrum).square()
-    return squares[..., 0] + squares[..., 1]
 
 
 def _products(channels: Sequence[Parts]) -> list[Plane]:
@@ -304,27 +331,44 @@ class _Moments:
         self.sums: list[list[Tensor]] = [[] for _ in range(sources)]
         self.peak_power = torch.zeros(())
 
-    def add_masked(self, mixture: Sequence[Parts], masks: Sequence[Sequence[Tensor]]) -> None:
-        products = _products(mixture)
-        peak = torch.stack([product.amax() for product in products[: len(mixture)]]).amax()
+    def add_masked(self, products: Sequence[Plane], masks: Sequence[Sequence[Tensor]], channels: int) -> None:
+        """The first estimates are masks, `(frames, bins)` for each channel, times a mixture with these `_products`."""
+        peak = torch.stack([product.amax() for product in products[:channels]]).amax()
         self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
         self.powers.append(
-            [self._add(source, self._masked(products, channels)) for source, channels in enumerate(masks)]
+            [self._add(source, self._masked(products, of_source)) for source, of_source in enumerate(masks)]
         )
 
-    def add_compiled(self, mixture: Tensor, masks: Sequence[Tensor], residual: bool) -> None:
-        """The same for real and imaginary parts `(2, 2, frames, bins)` and masks `(frames, 2, bins)`."""
-        sums = mixture.new_zeros(len(masks) + residual, 4, mixture.shape[-1], dtype=torch.float64)
-        powers, largest = planar.moments(mixture, masks, residual, sums)
+    def add_first(self, mixture: Tensor, masks: Sequence[Tensor], residual: bool, tiny: float | None) -> None:
+        """`add_masked` by loops, for real and imaginary parts `(2, 2, frames, bins)` and masks `(frames, 2, bins)`."""
+        sums = self._no_sums(mixture)
+        powers, largest = planar.moments(mixture, masks, residual, sums, tiny)
         peak = mixture.new_tensor(largest)
         self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
+        self._add_up(powers, sums)
+
+    def add(self, estimates: Sequence[Sequence[Tensor]]) -> None:
+        """Estimates, complex `(frames, bins)`, for each source and channel."""
+        spectra = (parts(torch.stack(list(planes), dim=1)) for planes in estimates)
+        products = (_products([(real, imag) for real, imag in channels]) for channels in spectra)
+        self.powers.append([self._add(source, of_source) for source, of_source in enumerate(products)])
+
+    def add_again(self, mixture: Tensor, powers: Planes, gains: _StereoGains) -> None:
+        """`add` by loops, of the estimates that these gains would make."""
+        sums = self._no_sums(mixture)
+        self._add_up(planar.reestimated(mixture, _stacked(powers), *gains.constants, gains.noise, sums), sums)
+
+    def _no_sums(self, mixture: Tensor) -> Tensor:
+        sums = mixture.new_empty((len(self.sums), 4, mixture.shape[-1]), dtype=torch.float64)
+        for of_source in sums:  # one by one: torch's threads, once awake, would take the processors from the loops'
+            of_source.zero_()
+        return sums
+
+    def _add_up(self, powers: Tensor, sums: Tensor) -> None:
         self.powers.append(powers)
         for source, entries in enumerate(sums):
             before = self.sums[source]
             self.sums[source] = [a + b for a, b in zip(before, entries, strict=True)] if before else list(entries)
-
-    def add(self, estimates: Sequence[Sequence[Parts]]) -> None:
-        self.powers.append([self._add(source, _products(channels)) for source, channels in enumerate(estimates)])
 
     @staticmethod
     def _masked(products: Sequence[Plane], masks: Sequence[Tensor]) -> list[Plane]:
@@ -340,6 +384,10 @@ class _Moments:
         self.sums[source] = [a + b for a, b in zip(before, sums, strict=True)] if before else sums
         power = products[0] if len(products) == 1 else (products[0] + products[1]).mul_(0.5)
         return power.to(self.dtype)
+
+
+def _stacked(powers: Planes) -> Tensor:
+    return powers if isinstance(powers, Tensor) else torch.stack(list(powers))
 
 
 def _precise(values: Tensor) -> Tensor:
@@ -360,14 +408,15 @@ class _MonoGains:
         real = dtype.to_real()
         self.covariances = [(shrink * sums[0] / (eps + shrink * sums[0]) * shrink).to(real) for sums in moments.sums]
 
-    def apply(self, mixture: Sequence[Parts], powers: Planes, wanted: Sequence[int]) -> list[list[Tensor]]:
+    def apply(self, mixture: Tensor, powers: Planes, wanted: Sequence[int], out: Tensor | None) -> list[list[Tensor]]:
         models = [power * covariance for power, covariance in zip(powers, self.covariances, strict=True)]
         inverse = (sum(models) + self.noise).reciprocal()
         estimates = []
-        for source in wanted:
+        for number, source in enumerate(wanted):
             gain = models[source] * inverse
             real, imag = mixture[0]
-            estimates.append([torch.complex(real * gain, imag * gain)])
+            there = None if out is None else out[number, 0]
+            estimates.append([torch.complex(real * gain, imag * gain, out=there)])
         return estimates
 
 
@@ -384,8 +433,9 @@ class _StereoGains:
         self.noise = eps**0.5
         left, right, real01, imag01 = (sum(entries).detach() for entries in zip(*moments.sums, strict=True))
         angle = torch.atan2(2 * torch.hypot(real01, imag01), left - right) / 2
-        turn = torch.polar(torch.ones_like(angle), torch.atan2(imag01, real01))
-        cos, sin = angle.cos(), angle.sin() * turn  # Q = [[cos, -sin], [conj(sin), cos]]
+        # Not `cos` and `sin`, for which torch wakes its threads, see `_Moments._no_sums`.
+        turn, turned = (torch.polar(torch.ones_like(angle), by) for by in (torch.atan2(imag01, real01), angle))
+        cos, sin = turned.real, turned.imag * turn  # Q = [[cos, -sin], [conj(sin), cos]]
         real = dtype.to_real()
         self.cos, self.sin = cos.to(real), (sin.real.to(real), sin.imag.to(real))
         self.rotated = []  # for each source: Q^H R Q, its entries 00, 11 and the real and imaginary parts of 01
@@ -402,23 +452,25 @@ class _StereoGains:
             self.rotated.append([entry.to(real) for entry in (q00, q11, q01.real, q01.imag)])
             self.back.append([entry.to(dtype) for entry in (k00, k01, k10, k11)])
 
-    def apply_compiled(self, mixture: Tensor, powers: Planes, wanted: Sequence[int]) -> list[list[Tensor]]:
+    def apply_compiled(
+        self, mixture: Tensor, powers: Planes, wanted: Sequence[int], out: Tensor | None
+    ) -> list[list[Tensor]]:
         """The same for real and imaginary parts `(2, 2, frames, bins)`."""
-        powers = powers if isinstance(powers, Tensor) else torch.stack(list(powers))
-        estimates = planar.filtered(mixture, powers, *self._constants, wanted, self.noise)
+        estimates = planar.filtered(mixture, _stacked(powers), *self.constants, wanted, self.noise, out)
         return [list(channels) for channels in estimates]
 
     @cached_property
-    def _constants(self) -> tuple[Tensor, Tensor, Tensor]:
+    def constants(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each bin: the basis, and each source's covariance in it and out of it, as `planar.filtered` wants them."""
-        back = torch.stack([torch.stack(entries) for entries in self.back])
-        return (
-            torch.stack([self.cos, *self.sin]),
-            torch.stack([torch.stack(entries) for entries in self.rotated]),
-            torch.view_as_real(back).mT.contiguous(),
-        )
+        back = self.cos.new_empty(len(self.back), 4, 2, len(self.cos))
+        for there, entries in zip(back, self.back, strict=True):  # one by one, as in `_Moments._no_sums`
+            there.copy_(torch.view_as_real(torch.stack(entries)).mT)
+        rotated = self.cos.new_empty(len(self.rotated), 4, len(self.cos))
+        for there, entries in zip(rotated, self.rotated, strict=True):
+            torch.stack(entries, out=there)
+        return torch.stack([self.cos, *self.sin]), rotated, back
 
-    def apply(self, mixture: Sequence[Parts], powers: Planes, wanted: Sequence[int]) -> list[list[Tensor]]:
+    def apply(self, mixture: Tensor, powers: Planes, wanted: Sequence[int], out: Tensor | None) -> list[list[Tensor]]:
         (left_real, left_imag), (right_real, right_imag) = mixture
         cos, (sin_real, sin_imag) = self.cos, self.sin
         # Q^H x
@@ -442,13 +494,17 @@ class _StereoGains:
             _sum(weak_imag * c00, (strong_imag, real01, -1), (strong_real, imag01, 1)),
         )
         estimates = []
-        for source in wanted:
-            k00, k01, k10, k11 = self.back[source]
-            gain = powers[source] * inverse
+        for number, source in enumerate(wanted):
+            gain = (powers[source] * inverse).to(z_strong.dtype)  # once, not in each product
+            strong, weak = z_strong * gain, z_weak * gain
             estimates.append(
                 [
-                    torch.addcmul(z_strong * k00, z_weak, k01).mul_(gain),
-                    torch.addcmul(z_strong * k10, z_weak, k11).mul_(gain),
+                    torch.add(
+                        strong * self.back[source][2 * channel],
+                        weak * self.back[source][2 * channel + 1],
+                        out=None if out is None else out[number, channel],
+                    )
+                    for channel in range(2)
                 ]
             )
         return estimates
