@@ -21,7 +21,7 @@ def import_peer(name: str) -> ModuleType:
             return _import_beside_ffmpeg(name)
         return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"{name} cannot be imported here ({type(error).__name__}); pip install 'umx-ext[research]'")
+        pytest.skip(f"{name} cannot be imported here ({type(error).__name__}); pip install '.[research]'")
 
 
 def _import_beside_ffmpeg(name: str) -> ModuleType:

@@ -802,7 +802,7 @@ def test_doctor_survives_a_broken_extra_and_tells_what_mends_it(
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     answer = run("doctor")
     line = next(line for line in answer.out.splitlines() if "torchaudio" in line)
-    assert answer.code == 0 and str(error) in line and "pip install 'umx-ext[research]'" in line
+    assert answer.code == 0 and str(error) in line and "pip install '.[research]'" in line
 
 
 # ------------------------------------------------------------------------------------------------ the real thing

@@ -160,7 +160,7 @@ def test_dask_that_is_not_installed_is_one_line(
     run: Run, corpus: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    expect_one_line(run("--root", corpus, "-n", model, "--dask", "tcp://127.0.0.1:1"), 2, "pip install 'umx-ext[dask]'")
+    expect_one_line(run("--root", corpus, "-n", model, "--dask", "tcp://127.0.0.1:1"), 2, "pip install '.[dask]'")
 
 
 # ------------------------------------------------------------------------------------------------------ some songs fail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -20,15 +21,28 @@ import torch
 
 import umx_ext
 from umx_ext import cli
-from umx_ext.commands.train import Draws
+from umx_ext.commands.train import Draws, Options, Shape, readable
 from umx_ext.separation import pretrained
+from umx_ext.separation.branches import BRANCHES
+from umx_ext.training.augment import AUGMENTATIONS
+from umx_ext.training.losses import LOSSES
 from umx_ext.training.remix import REMIXES, Remixer
 from umx_ext.training.tracks import MUSDB_VALID, Pack, find_loose, find_tracks, pack
 
 RATE = 8000
 ROOT = Path(__file__).resolve().parent.parent
+KNOWN = {"branches": BRANCHES, "remix": REMIXES, "loss": LOSSES, "augment": AUGMENTATIONS}
 SMALL = ["--sample-rate", "8000", "--n-fft", "256", "--hop", "64", "--bandwidth-hz", "3000", "--n-mels", "8"]
 SMALL += ["--hidden", "8", "--batch", "2", "--excerpt-s", "0.5", "--warmup", "1", "--steps", "4", "--every", "2"]
+
+
+def test_the_help_names_whatever_can_be_named():
+    for owner, setting in ((Shape, "branches"), (Options, "remix"), (Options, "loss"), (Draws, "augment")):
+        (said,) = re.findall(rf"^        {setting}: (.*?)(?=^        \w+: |\Z)", owner.__doc__, flags=re.M | re.S)
+        words = set(re.findall(r"[a-z][a-z0-9-]*", said))
+        assert set(KNOWN[setting]) <= words, setting
+        assert "`" not in owner.__doc__
+    assert readable('``"relu"`` (see `a.b`), ``x``') == "relu (see a.b), x"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     if not planar.compiled():
         pytest.skip("the loops were not compiled here")
     seen: list[str] = []
-    for name in ("moments", "filtered"):
+    for name in ("moments", "filtered", "reestimated"):
         original = getattr(planar, name)
 
         def noting(*arguments, name: str = name, original=original):
@@ -50,7 +50,7 @@ def test_they_equal_torch_and_the_slow_twin(calls, monkeypatch, sources, residua
     magnitudes, mixture = single(*exact)
     before = magnitudes.clone(), mixture.clone()
     compiled = wiener(magnitudes, mixture, residual=residual, niter=niter)
-    assert set(calls) == {"moments", "filtered"}
+    assert set(calls) == {"moments", "filtered"} | ({"reestimated"} if niter > 1 else set())
     assert torch.equal(magnitudes, before[0]) and torch.equal(mixture, before[1])
     calls.clear()
     without_loops(monkeypatch)
@@ -121,20 +121,81 @@ def test_small_pieces_give_the_same(calls, monkeypatch):
     assert len(calls) > 4
 
 
+@pytest.mark.parametrize("niter", [0, 1, 2])
+@pytest.mark.parametrize("loops", [True, False])
+def test_estimates_are_written_where_they_shall_be(monkeypatch, loops, niter):
+    """No copy of a result is made: what a chunk is yielded as lies in what was given."""
+    if not loops:
+        without_loops(monkeypatch)
+    monkeypatch.setattr(module, "_PLANE", 40 * BINS)
+    magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=BINS))
+    out = torch.full((2, FRAMES, 2, BINS), float("nan"), dtype=torch.complex64)
+    chunks = 0
+    for rows, planes in filter_window(
+        lambda rows: list(magnitudes[:, rows]), parts(mixture), of_magnitudes=True, niter=niter, out=out
+    ):
+        chunks += 1
+        for source, channels in enumerate(planes):
+            for channel, plane in enumerate(channels):
+                assert plane.data_ptr() == out[source, rows, channel].data_ptr()
+    assert chunks > 1
+    assert torch.equal(out, wiener(magnitudes, mixture, niter=niter))
+
+
+@pytest.mark.parametrize("niter", [0, 1, 2])
+def test_what_is_put_off_is_done_first(niter):
+    """A conjugate, or a negative, is a mark on a tensor, of which its address knows nothing."""
+    magnitudes, mixture = single(*scene(2, 1, frames=FRAMES, bins=9))
+    expected = wiener(magnitudes, mixture.conj().resolve_conj(), niter=niter, residual=True)
+    assert torch.equal(wiener(magnitudes, mixture.conj(), niter=niter, residual=True), expected)
+    expected = wiener(magnitudes, -mixture, niter=niter, residual=True)
+    assert torch.equal(wiener(magnitudes, torch._neg_view(mixture), niter=niter, residual=True), expected)
+    negative = torch._neg_view(-magnitudes)
+    expected = wiener(magnitudes, mixture, niter=niter, residual=True)
+    assert torch.equal(wiener(negative, mixture, niter=niter, residual=True), expected)
+    planes = parts(mixture)
+    marked = torch._neg_view(-planes)
+    asked = filter_window(lambda rows: list(magnitudes[:, rows]), marked, of_magnitudes=True, residual=True)
+    found = torch.cat([torch.stack([torch.stack(one, 1) for one in chunk]) for _, chunk in asked], dim=1)
+    torch.testing.assert_close(found, wiener(magnitudes, mixture, residual=True), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("niter", [0, 1])
+def test_tensors_without_memory_are_torchs(channels, niter):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    magnitudes, mixture = single(*scene(channels, 2, frames=FRAMES, bins=9))
+    with FakeTensorMode() as mode:
+        found = wiener(mode.from_tensor(magnitudes), mode.from_tensor(mixture), niter=niter)
+        assert found.shape == magnitudes.shape
+    functional = torch.func.functionalize(lambda *arguments: wiener(*arguments, niter=niter))
+    torch.testing.assert_close(functional(magnitudes, mixture), wiener(magnitudes, mixture, niter=niter))
+
+
+def test_so_loud_that_cubes_are_infinite(calls, monkeypatch):
+    magnitudes, mixture = single(*(1e15 * values for values in scene(2, 2, frames=FRAMES, bins=9)))
+    compiled = wiener(magnitudes, mixture)
+    without_loops(monkeypatch)
+    plain = wiener(magnitudes, mixture)
+    assert torch.isfinite(torch.view_as_real(plain)).all()
+    assert relative_db(compiled - plain, plain) < -100
+
+
 @pytest.mark.parametrize("threads", [2, 3, 40])
 @pytest.mark.parametrize("bins", [5, BINS])
 def test_threads_change_nothing(calls, monkeypatch, threads, bins):
     magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=bins))
     asked = []
-    alone = wiener(magnitudes, mixture, residual=True)
+    alone = wiener(magnitudes, mixture, residual=True, niter=2)
 
     def more(mixture: Tensor) -> int:
         asked.append(threads)
         return threads
 
     monkeypatch.setattr(planar, "_threads", more)
-    assert torch.equal(wiener(magnitudes, mixture, residual=True), alone)
-    assert len(asked) >= 3  # planes, moments, gains
+    torch.testing.assert_close(wiener(magnitudes, mixture, residual=True, niter=2), alone, rtol=1e-6, atol=0)
+    assert len(asked) >= 4  # planes, moments, moments again, gains
 
 
 def test_no_more_threads_than_torch_has_nor_than_the_work_is_worth(calls, monkeypatch):

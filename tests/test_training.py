@@ -231,7 +231,7 @@ def test_musdb_split_is_musdbs_own():
     yaml = import_peer("yaml")
     musdb = importlib.util.find_spec("musdb")  # not imported: it refuses to be where ffmpeg is not installed
     if musdb is None or musdb.origin is None:
-        pytest.skip("musdb is not installed; pip install 'umx-ext[research]'")
+        pytest.skip("musdb is not installed; pip install '.[research]'")
     settings = yaml.safe_load((Path(musdb.origin).parent / "configs" / "mus.yaml").read_text())
     assert set(settings["validation_tracks"]) == MUSDB_VALID
 

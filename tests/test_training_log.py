@@ -48,15 +48,18 @@ def test_the_model_comes_from_the_second_run_as_the_script_has_it():
     assert before["schedule"] == [[0, script().PLANNED], [script().SHORTENED_AT, script().FIRST[0].steps]]
 
 
-def test_the_second_network_comes_from_the_end_of_the_u_nets_run():
+def test_the_second_network_comes_from_the_u_nets_runs_as_the_script_has_them():
     metadata = pretrained.read_metadata(FILE)
-    second, (options, draws) = json.loads(metadata["second_run"]), script().CONVOLUTIONAL
+    second, (options, draws) = json.loads(metadata["second_run"]), script().CONVOLUTIONAL_SECOND
     assert json.loads(second["options"]) == dataclasses.asdict(options)
     assert json.loads(second["draws"]) == draws and second["data_sha256"] == metadata["data_sha256"]
-    assert second["initial"] == "random" and json.loads(second["schedule"]) == [[0, options.steps]]
-    last = rows("training_log_unet.csv")[-1]
+    assert second["initial"] != "random" and json.loads(second["schedule"]) == [[0, options.steps]]
+    last = rows("training_log_unet_second.csv")[-1]
     assert last["step"] == float(second["steps"]) == options.steps
     assert last["valid_vocals_sdr_db"] == pytest.approx(float(second["valid_sdr_db"]), abs=1e-3)
+    before, (options, draws) = json.loads(metadata["second_first_run"]), script().CONVOLUTIONAL
+    assert before["options"] == dataclasses.asdict(options) and before["draws"] == draws
+    assert rows("training_log_unet.csv")[-1]["step"] == before["steps"] == options.steps
 
 
 def test_open_unmixs_network_had_the_same_steps():

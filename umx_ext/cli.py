@@ -249,9 +249,10 @@ def told_apart(tokens: list[str]) -> list[str]:
 def _unknown_command(name: str) -> str:
     if os.path.exists(name):
         return f"{name} is no command; did you mean: umx-ext separate {name}"
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    close = [command for command in COMMANDS if len(name) > 1 and command.startswith(name)]
+    close = close or difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{name} is no command; {hint}There are {', '.join(COMMANDS)}; see umx-ext --help"
+    return f"{name} is no command; {hint}there are {', '.join(COMMANDS)}; see umx-ext --help"
 
 
 @contextlib.contextmanager

@@ -220,8 +220,9 @@ class Arguments:
         option(
             "--exact",
             group=_MODEL,
-            help="Networks in float32. Without it what goes into their products is rounded where that is faster, on "
-            "some processors to 12 bits, on NVIDIA GPUs to half precision: some -60 to -75 dB of the song.",
+            help="Networks in float32. Without it what goes into their products is rounded where that is faster: a "
+            "BLSTM's on some processors to 12 bits, which is -65 dB of the song or less; all of it on NVIDIA GPUs to "
+            "half precision.",
         ),
     ] = False
     accept_license: Annotated[

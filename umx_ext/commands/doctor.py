@@ -30,8 +30,9 @@ app["--help"].show = False
 CORE = ("torch", "numpy", "soundfile", "soxr", "av", "safetensors", "scipy", "cyclopts", "rich")
 # What each is for, and what mends it. torchaudio and openunmix only work with a torch of their own version, so they
 # are installed as the set that pip resolves.
-RESEARCH = "pip install 'umx-ext[research]'"
-ONNX = "pip install 'umx-ext[onnx]'"
+RESEARCH = "in umx-ext's folder: pip install '.[research]'"
+AGAIN = "in umx-ext's folder: pip install . --force-reinstall --no-deps"
+ONNX = "in umx-ext's folder: pip install '.[onnx]'"
 EXTRAS = {
     "matplotlib": ("--plot", "pip install matplotlib"),
     "torchaudio": ("research", RESEARCH),
@@ -71,6 +72,8 @@ def doctor() -> int:
     terminal.result("optional packages")
     for name, (used_for, mend) in EXTRAS.items():
         trouble = _trouble(name)
+        if "ffmpeg" in trouble:  # which is no package: musdb reads with the system's, our own reading does not
+            mend = "install the system's ffmpeg"
         says = f"{trouble}; for {used_for}: {mend}" if trouble else _version(name)
         terminal.result(_row(name, says))
     if broken:
@@ -123,7 +126,7 @@ def _devices() -> Iterator[tuple[str, str]]:
 
     loops = "compiled"
     if not planar.compiled():
-        loops = "torch's, slower; with a C compiler: pip install --force-reinstall --no-deps --no-cache-dir umx-ext"
+        loops = f"torch's, slower; with a C compiler, {AGAIN} --no-cache-dir"
     products = "compiled, of 12 bits unless --exact" if dense.compiled() else "torch's, float32"
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} processors"
     yield "cpu", f"{threads}; Wiener filter: {loops}; products: {products}"
@@ -182,7 +185,7 @@ def _models() -> Iterator[tuple[str, str]]:
         if info.available:
             says = f"{(info.size_bytes or 0) / 1e6:.0f} MB"
         elif info.embedded:
-            says = "missing from this installation; pip install --force-reinstall umx-ext"
+            says = f"missing from this installation; {AGAIN}"
         else:
             says = f"not here; umx-ext models pull {info.name}"
         yield info.name, says

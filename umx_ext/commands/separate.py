@@ -349,7 +349,8 @@ class _Run:
         if self.arguments.json:
             self.terminal.record({"input": source.shown, "status": "skipped", "outputs": [str(path) for path in there]})
         self.terminal.result(
-            f"{source.shown}: skipped, {listed(there)} already there; --if-exists overwrite makes it again"
+            f"{source.shown}: skipped, {listed(there)} already there, perhaps made otherwise; --if-exists overwrite "
+            "makes it again"
         )
 
     def _fail(self, shown: str, error: UmxError) -> None:

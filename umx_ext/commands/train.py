@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -67,7 +68,20 @@ class Shape(Config):
     network: Annotated[str, Parameter(parse=False)] = "blstm"  # the options' --network says it
 
 
-Shape.__doc__ = Config.__doc__
+def readable(doc: str | None) -> str:
+    """A docstring for a terminal: names without the marks that say they are code."""
+    return re.sub(r'``"?(.*?)"?``|`(.*?)`', r"\1\2", doc or "")
+
+
+Shape.__doc__ = readable(Config.__doc__)
+
+
+@dataclass(frozen=True)
+class Options(TrainOptions):
+    pass
+
+
+Options.__doc__ = readable(TrainOptions.__doc__)
 
 
 @Parameter(name="*", group=_EXAMPLES, negative="")
@@ -76,19 +90,21 @@ class Draws:
     """How examples are put together.
 
     Attributes:
-        own_song: share of examples whose stems are one excerpt of one song.
+        own_song: share of examples whose stems are all from one excerpt of one song.
         own_accompaniment: share in which drums, bass and other are one excerpt of one song, the vocals of another. In
             the rest every stem comes from a song of its own.
-        mir1k_vocals: share of the others whose vocals are loose ones, or those of a pair.
+        mir1k_vocals: share of examples with loose vocals, or those of a pair, of those whose vocals are from a song of
+            their own.
         mir1k_whole: share that is a pair of vocals and accompaniment.
         loose_accompaniments: share in which a loose accompaniment takes the place of drums, bass and other.
         no_vocals: share without vocals.
         swap_channels: chance to swap left and right, for each excerpt.
-        p_remix: share of examples that are put together so; the others are one excerpt of one song, in new levels.
+        p_remix: share of examples whose stems are chosen by the options of this group; the others are one excerpt of
+            one song, in new levels.
         max_tries: how often an excerpt that hardly sounds is moved in its song.
         p_keep_silent_target: chance that an excerpt whose vocals hardly sound is kept all the same.
-        augment: strength, 0 to 1, of an augmentation, as --augment.NAME STRENGTH; the names are those of
-            `umx_ext.training.augment.AUGMENTATIONS`.
+        augment: strength, 0 to 1, of an augmentation, as --augment.NAME STRENGTH: speed, eq, tilt, band, reverb, width,
+            balance, swap, polarity, gain, or another in umx_ext.training.augment.AUGMENTATIONS.
     """
 
     own_song: float = 0.25
@@ -101,7 +117,7 @@ class Draws:
     p_remix: float = 1.0
     max_tries: int = 0
     p_keep_silent_target: float = 1.0
-    augment: dict[str, float] = field(default_factory=dict)
+    augment: Annotated[dict[str, float], Parameter(show_default=False)] = field(default_factory=dict)
 
 
 def prepare(tokens: Sequence[str]) -> list[str]:
@@ -127,7 +143,7 @@ def train(
     run: Annotated[str, Parameter(name="RUN", help="The folder of the run; made if need be.", negative="")],
     *,
     shape: Shape = Shape(),
-    options: Annotated[TrainOptions, Parameter(name="*", group=_TRAINING, negative="")] = TrainOptions(),  # noqa: B008
+    options: Annotated[Options, Parameter(name="*", group=_TRAINING, negative="")] = Options(),
     draws: Draws = Draws(),
     init: Annotated[
         str | None, option("--init", metavar="MODEL", help="Start from the weights of a model or a file (umxhq, ...).")

@@ -314,7 +314,9 @@ def on_dask(plan: Plan, tasks: Sequence[Task], address: str) -> Iterator[tuple[T
     try:
         import distributed
     except ImportError as error:
-        raise MissingExtraError(f"--dask needs Dask ({error}); run: pip install 'umx-ext[dask]'") from error
+        raise MissingExtraError(
+            f"--dask needs Dask ({error}); in umx-ext's folder run: pip install '.[dask]'"
+        ) from error
     try:
         client = distributed.Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

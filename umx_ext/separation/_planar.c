@@ -235,7 +235,8 @@ INLINE void gains_body(const Mixture *mixture, const Gains *job, Span span) {
 }
 
 typedef struct {
-    const float *spectrum; /* complex (rows, channels, bins) */
+    const float *spectrum; /* complex (rows, channels, bins), bins next to each other */
+    Py_ssize_t spectrum_row, spectrum_channel; /* its strides, in complex numbers */
     Py_ssize_t rows, channels, bins;
     float *parts;          /* real and imaginary planes, each row's bins next to each other */
     Py_ssize_t channel, part, row; /* strides of the planes */
@@ -249,7 +250,7 @@ INLINE void magnitude_body(IN spectrum, float *RESTRICT magnitude, Py_ssize_t co
 INLINE void split_body(const Split *job, Span rows) {
     for (Py_ssize_t row = rows.begin; row < rows.end; row++)
         for (Py_ssize_t channel = 0; channel < job->channels; channel++) {
-            IN spectrum = job->spectrum + 2 * (row * job->channels + channel) * job->bins;
+            IN spectrum = job->spectrum + 2 * (row * job->spectrum_row + channel * job->spectrum_channel);
             float *RESTRICT real = job->parts + channel * job->channel + row * job->row;
             float *RESTRICT imag = job->parts + channel * job->channel + job->part + row * job->row;
             for (Py_ssize_t i = 0; i < job->bins; i++) {
@@ -389,7 +390,7 @@ static float on_threads(Share job, Py_ssize_t length, int count) {
 
 /* Python's side. Addresses and shapes come from planar.py, which has checked them: of the same LAYOUT. */
 
-#define LAYOUT 3
+#define LAYOUT 4
 
 static void *address(unsigned long long value) { return (void *)(uintptr_t)value; }
 
@@ -476,8 +477,8 @@ static PyObject *split(PyObject *module, PyObject *arguments) {
     unsigned long long spectrum, result;
     Split job;
     int threads;
-    if (!PyArg_ParseTuple(arguments, "KnnnKnnni", &spectrum, &job.rows, &job.channels, &job.bins, &result,
-                          &job.channel, &job.part, &job.row, &threads))
+    if (!PyArg_ParseTuple(arguments, "KnnnnnKnnni", &spectrum, &job.spectrum_row, &job.spectrum_channel, &job.rows,
+                          &job.channels, &job.bins, &result, &job.channel, &job.part, &job.row, &threads))
         return NULL;
     job.spectrum = address(spectrum);
     job.parts = address(result);

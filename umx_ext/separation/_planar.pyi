@@ -46,6 +46,8 @@ def gains(
 def magnitude(spectrum: int, result: int, count: int, /) -> None: ...
 def split(
     spectrum: int,
+    spectrum_row_stride: int,
+    spectrum_channel_stride: int,
     rows: int,
     channels: int,
     bins: int,

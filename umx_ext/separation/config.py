@@ -33,8 +33,9 @@ class Config:
 
     Attributes:
         stems: names of the stems that have a network, in order.
-        branches: different names in `umx_ext.separation.branches.BRANCHES`, each the start of one encoder + BLSTM. The
-            first has the weight 1, every further one a gain that is learnt.
+        branches: different names of linear, linear-log, linear2, linear2-log, mel, mel-poster, mfcc, and others in
+            `umx_ext.separation.branches.BRANCHES`: each the start of one encoder + BLSTM. The first has the weight 1,
+            every further one a gain that is learnt.
         sample_rate: rate the networks run at, Hz.
         channels: channels the networks run at, 1 or 2.
         n_fft: STFT window, samples (periodic Hann).

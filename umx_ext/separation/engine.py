@@ -46,6 +46,7 @@ __all__ = ["RESIDUAL", "Chain", "Engine", "Head", "folded"]
 Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
+_CONVOLVED = 2 * _TASK  # the same where there are convolutions, which need frames around these; for long songs
 _LINE = 16  # numbers of a line of the cache
 _CHUNK = 32  # frames that are transformed at a time: they fit the cache
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
@@ -363,7 +364,9 @@ class _Job:
 
     def decode(self, hidden: list[Tensor], plan: _Plan) -> Iterator[Tensor]:
         """`(wanted sources, channels, samples)` as planned, piece by piece."""
-        tasks = [partial(self._decode, hidden, windows, plan) for windows in _together(plan)]
+        long = self.convolutional and plan.last - plan.first >= 2 * self.count * _CONVOLVED
+        groups = _together(plan, _CONVOLVED if long else _TASK)
+        tasks = [partial(self._decode, hidden, windows, plan) for windows in groups]
         reach: Tensor | None = None  # what the frames so far add to the blocks after them
         for blocks in self._do(tasks, self.encoding + self.recurring, 1.0):
             if reach is not None:
@@ -411,15 +414,15 @@ class _Job:
         config = self.config
         first, last = windows[0][0], windows[-1][1]
         convolved = self._convolved(first, last)
-        mixture = torch.empty(config.channels, 2, last - first, config.bins)
-        for rows, values in staged("STFT", self._transformed(first, last)):
-            with stage("STFT"):
-                planar.split(values, mixture[:, :, rows])
         blocks = torch.zeros(len(plan.wanted), config.channels, last - first + self.shared, config.hop)
         # Masks to a power do not leave the residual that the filter would make of them: it has to come from here.
         power = config.filter_power if plan.niter else 1.0
         own = plan.residual and power != 1
         for a, b in windows:
+            mixture = torch.empty(config.channels, 2, b - a, config.bins)
+            for rows, values in staged("STFT", self._transformed(a, b)):
+                with stage("STFT"):
+                    planar.split(values, mixture[:, :, rows])
             filtered = filter_window(
                 partial(
                     self._masks,
@@ -428,7 +431,7 @@ class _Job:
                     power,
                     own,
                 ),
-                mixture[:, :, a - first : b - first],
+                mixture,
                 niter=plan.niter,
                 residual=plan.residual and not own,
                 wanted=plan.wanted,
@@ -472,7 +475,7 @@ class _Job:
         """Masks of each convolutional network, `(frames, channels, features)`."""
         config = self.config
         masks = [torch.empty(last - first, config.channels, one.net.branch.features) for one in self.convolutional]
-        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _TASK) if masks):
+        for a, b in ((first + a, first + b) for a, b in _cut(last - first, _CONVOLVED) if masks):
             # What they depend on, up to the end of the song, filled up as `UNet.mask` does.
             begin, end = max(0, a - REACH) // GRID * GRID, min(b + REACH + GRID, -(-self.frames // GRID) * GRID)
             end = begin + (end - begin) // GRID * GRID
@@ -481,15 +484,17 @@ class _Job:
                 with stage("STFT"):
                     planar.magnitude(spectrum, magnitude[rows])
             features: dict[str, Tensor] = {}
-            for one, mask in zip(self.convolutional, masks, strict=True):
+            for net in (one.net for one in self.convolutional):
                 self.workers.check()
-                net = one.net
                 with stage(f"branch {net.name}"):
                     if net.name not in features:
                         features[net.name] = net.branch(magnitude[None])[0]
+            del magnitude  # the next step is what needs the most memory
+            for one, mask in zip(self.convolutional, masks, strict=True):
+                self.workers.check()
                 with stage("convolutions"):
                     kept = slice(a - begin, b - begin)
-                    mask[a - first : b - first] = net.mask(features[net.name], end - begin, kept)
+                    mask[a - first : b - first] = one.net.mask(features[one.net.name], end - begin, kept)
         return masks
 
     def _masks(
@@ -550,10 +555,10 @@ def _cut(frames: int, length: int) -> list[tuple[int, int]]:
     return [(first, min(first + length, frames)) for first in range(0, frames, length)]
 
 
-def _together(plan: _Plan) -> Iterator[list[tuple[int, int]]]:
-    """Windows of the Wiener filter, each its first frame and the one after its last, some hundred frames together."""
+def _together(plan: _Plan, frames: int) -> Iterator[list[tuple[int, int]]]:
+    """Windows of the Wiener filter, each its first frame and the one after its last, so many frames together."""
     length = _TASK if plan.niter == 0 else (plan.window or plan.last - plan.first)
     windows = [(first, min(first + length, plan.last)) for first in range(plan.first, plan.last, length)]
-    several = max(1, _TASK // length)
+    several = max(1, frames // length)
     for number in range(0, len(windows), several):
         yield windows[number : number + several]

@@ -339,5 +339,6 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            f'ONNX files need the package {name}, which cannot be imported ({error}); pip install "umx-ext[onnx]"'
+            f"ONNX files need the package {name}, which cannot be imported ({error}); in umx-ext's folder run: "
+            "pip install '.[onnx]'"
         ) from error

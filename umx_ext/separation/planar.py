@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 try:
@@ -23,7 +23,7 @@ except ImportError:  # not built here
 
 __all__ = ["add", "compiled", "filtered", "magnitude", "moments", "plain", "ready", "reestimated", "split", "takes"]
 
-LAYOUT = 3  # of what the loops are given: one that was built for another is not used
+LAYOUT = 4  # of what the loops are given: one that was built for another is not used
 MOST_SOURCES = 32
 SHARE = 1 << 16  # bins of all frames that are worth a thread of their own
 
@@ -48,16 +48,17 @@ def ready(mixture: Tensor, sources: int) -> bool:
 
 
 def plain(values: Tensor) -> bool:
-    """Whether these are numbers in the CPU's memory, and nothing more: no forward gradient, trace or transformation."""
-    if values.device.type != "cpu" or torch.jit.is_tracing():
+    """Whether these are numbers as they lie in the CPU's memory: nothing is put off, traced or transformed."""
+    if type(values) not in (Tensor, nn.Parameter) or values.device.type != "cpu" or torch.jit.is_tracing():
+        return False
+    if values.is_conj() or values.is_neg():
         return False
     if forward_ad.unpack_dual(values).tangent is not None:
         return False
     try:
-        values.data_ptr()
-    except RuntimeError:  # a transformation of torch.func
+        return values.data_ptr() != 0 or values.numel() == 0
+    except RuntimeError:  # a transformation of torch.func; others have no address
         return False
-    return True
 
 
 def _single(values: Tensor) -> bool:
@@ -200,14 +201,28 @@ def magnitude(spectrum: Tensor, out: Tensor) -> None:
 
 
 def split(spectrum: Tensor, out: Tensor) -> None:
-    """Complex64 `(frames, channels, bins)`, contiguous, into float32 `(channels, 2, frames, bins)`; on the CPU.
+    """Complex64 `(frames, channels, bins)` into float32 `(channels, 2, frames, bins)`; on the CPU, plain numbers.
 
     The frames are shared by as many threads as torch would use.
     """
     if compiled() and out.stride(3) == 1:
+        spectrum = _rows(spectrum)
         channel, part, row, _ = out.stride()
         frames, channels, bins = spectrum.shape
-        _planar.split(spectrum.data_ptr(), frames, channels, bins, out.data_ptr(), channel, part, row, _threads(out))
+        spectrum_row, spectrum_channel, _ = spectrum.stride()
+        _planar.split(
+            spectrum.data_ptr(),
+            spectrum_row,
+            spectrum_channel,
+            frames,
+            channels,
+            bins,
+            out.data_ptr(),
+            channel,
+            part,
+            row,
+            _threads(out),
+        )
     else:
         out.copy_(torch.view_as_real(spectrum).permute(1, 3, 0, 2))
 
@@ -228,9 +243,9 @@ def _threads(mixture: Tensor) -> int:
     return min(torch.get_num_threads(), 1 + mixture.shape[2] * mixture.shape[3] // SHARE)
 
 
-def _rows(mask: Tensor) -> Tensor:
-    """A mask whose bins are next to each other."""
-    return mask if mask.stride(2) == 1 else mask.contiguous()
+def _rows(values: Tensor) -> Tensor:
+    """Of three axes, the last's numbers next to each other."""
+    return values if values.stride(2) == 1 else values.contiguous()
 
 
 def _where(mixture: Tensor) -> tuple[int, int, int, int, int, int]:

@@ -257,7 +257,7 @@ class Folded:
             levels.append(block(levels[-1]))
         values = levels.pop()
         for level in reversed(range(1, len(self.down))):
-            values = self._merged(level, values, levels.pop())
+            values = self._merged(level, values, levels)
         mask = features.new_empty(keep.stop - keep.start, *features.shape[1:])
         for first in range(keep.start, keep.stop, STEP * AT_ONCE):
             last = min(first + STEP * AT_ONCE, keep.stop)
@@ -278,10 +278,13 @@ class Folded:
         values = self.down[0].conv1(self.stem(self._seen(features, STEP * a, STEP * b))).relu_()
         return values[:, :, first - a : last - a]
 
-    def _merged(self, level: int, values: Tensor, skip: Tensor) -> Tensor:
-        up = self.up[level]
+    def _merged(self, level: int, values: Tensor, levels: list[Tensor]) -> Tensor:
+        """The level above, with the last of these, which is taken out: nothing large is held longer than it must be."""
+        up, merge = self.up[level], self.merge[level]
         values = functional.conv_transpose2d(values, up.weight, up.bias, up.stride)
-        return self.merge[level](torch.cat([values, skip], dim=1))
+        values = torch.cat([values, levels.pop()], dim=1)
+        values = merge.conv1(values).relu_()
+        return merge.finished(values)
 
     def _finest(self, values: Tensor, features: Tensor, frames: int, first: int, last: int) -> Tensor:
         """Masks `(last - first, channels, wide)`, of the level below."""
@@ -290,7 +293,7 @@ class Folded:
         c, d = max(0, a - 1), min(b + 1, frames // STEP)
         seen = self._seen(features, STEP * c, STEP * d)
         skip = self.stem(seen)[:, :, 2 * (a - c) : 2 * (b - c)]
-        values = self._merged(0, values[:, :, a:b], skip)
+        values = self._merged(0, values[:, :, a:b], [skip])
         values = functional.conv_transpose2d(values, self.last.weight, self.last.bias, self.last.stride).relu_()
         values = self.out(torch.cat([values, seen[:, :-1, STEP * (a - c) : STEP * (b - c)]], dim=1))
         return values[0, :, first - STEP * a : last - STEP * a].sigmoid().transpose(0, 1)

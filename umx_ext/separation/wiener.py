@@ -85,6 +85,7 @@ def wiener(
         UsageError: the shapes do not belong together, or there are more than 2 channels.
     """
     _check(magnitudes, mixture, niter, window)
+    mixture, magnitudes = mixture.resolve_conj().resolve_neg(), magnitudes.resolve_neg()
     frames = mixture.shape[-3]
     step = window or max(frames, 1)
     sources = magnitudes.shape[-4] + residual
@@ -178,7 +179,7 @@ def parts(spectrum: Tensor) -> Tensor:
     if planar.compiled() and spectrum.dtype == torch.complex64 and planar.plain(spectrum) and not recording:
         frames, channels, bins = spectrum.shape
         split = spectrum.new_empty((channels, 2, frames, bins), dtype=torch.float32)
-        planar.split(spectrum.contiguous(), split)
+        planar.split(spectrum, split)
         return split
     return torch.view_as_real(spectrum).permute(1, 3, 0, 2).contiguous()
 
@@ -455,7 +456,7 @@ class _StereoGains:
     def apply_compiled(
         self, mixture: Tensor, powers: Planes, wanted: Sequence[int], out: Tensor | None
     ) -> list[list[Tensor]]:
-        """The same for real and imaginary parts `(2, 2, frames, bins)`."""
+        """`apply` by loops."""
         estimates = planar.filtered(mixture, _stacked(powers), *self.constants, wanted, self.noise, out)
         return [list(channels) for channels in estimates]
 
@@ -495,18 +496,15 @@ class _StereoGains:
         )
         estimates = []
         for number, source in enumerate(wanted):
-            gain = (powers[source] * inverse).to(z_strong.dtype)  # once, not in each product
-            strong, weak = z_strong * gain, z_weak * gain
-            estimates.append(
-                [
-                    torch.add(
-                        strong * self.back[source][2 * channel],
-                        weak * self.back[source][2 * channel + 1],
-                        out=None if out is None else out[number, channel],
-                    )
-                    for channel in range(2)
-                ]
-            )
+            gain = powers[source] * inverse
+            if out is not None:
+                gain = gain.to(z_strong.dtype)  # once, not in each product
+            planes = []
+            for channel in range(2):
+                k_strong, k_weak = self.back[source][2 * channel : 2 * channel + 2]
+                plane = torch.mul(z_strong, k_strong, out=None if out is None else out[number, channel])
+                planes.append(plane.add_(z_weak * k_weak).mul_(gain))
+            estimates.append(planes)
         return estimates
 
 

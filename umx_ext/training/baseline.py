@@ -51,7 +51,7 @@ class OpenUnmixNet(nn.Module):
             from openunmix.model import OpenUnmix
         except (ImportError, RuntimeError, OSError) as error:  # the latter two from a torchaudio of another torch
             raise MissingExtraError(
-                f"the network 'openunmix' needs openunmix ({error}); run: pip install 'umx-ext[research]'"
+                f"the network 'openunmix' needs openunmix ({error}); in umx-ext's folder run: pip install '.[research]'"
             ) from error
         self.config = config
         self.model = OpenUnmix(

@@ -75,7 +75,9 @@ class Journal:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise MissingExtraError("TensorBoard needs its package: pip install 'umx-ext[research]'") from error
+                raise MissingExtraError(
+                    "TensorBoard needs its package; in umx-ext's folder run: pip install '.[research]'"
+                ) from error
             self._events = SummaryWriter(folder / "tensorboard")
 
     def __enter__(self) -> Journal:

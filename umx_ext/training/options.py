@@ -22,8 +22,10 @@ class TrainOptions:
         steps: optimiser steps of the whole run.
         batch: examples a step, of all processes together.
         excerpt_s: length of an example, seconds.
-        remix: draw policy and gain law, a name in `umx_ext.training.remix.REMIXES`.
-        loss: a name in `umx_ext.training.losses.LOSSES`.
+        remix: draw policy and gain law: wsj0, wsj0-literal, wsj0-bus, musdb, umx, libri, distance, random-audiosep, or
+            another in `umx_ext.training.remix.REMIXES`.
+        loss: phase-sensitive, mse, log, complex, error-energy, waveform, multi-resolution, or another in
+            `umx_ext.training.losses.LOSSES`.
         network: ``"umx_ext"``; ``"unet"``, a convolutional one (`umx_ext.separation.unet`); or ``"openunmix"``: the
             real `openunmix.model.OpenUnmix` (extra `research`).
         learning_rate: Adam's, at its highest.
