@@ -1,12 +1,13 @@
-"""Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py SECOND COMMIT [--run RUN COMMIT COMMIT]
+"""Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py SECOND COMMIT COMMIT [--run ...]
 
-SECOND is the folder `RUN/unet` that `--network unet` made, and COMMIT the revision whose trainer made it. RUN is the
-folder of the two runs of the first network, and its commits are those of the first run and of the second. Without --run
-the first network stays what it is in the package.
+SECOND is the folder in which `--network unet` made its two runs, and the commits are the revisions whose trainer made
+the first and the second. `--run RUN COMMIT COMMIT` is the same for the two runs of the first network; without it the
+first network stays what it is in the package.
 
 Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the logs
 to `docs/`. Of RUN the averaged weights with the best median on the 14 validation songs are taken, and averaged with
-those that its first run ended with; of SECOND those it ended with, or with --best those with the best median.
+those that its first run ended with; of SECOND those its second run ended with, or with --best those with the best
+median.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SAID = ("commit", "first_run", "blend")  # of the first network, in the file's m
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("second", type=Path)
-    parser.add_argument("second_commit")
+    parser.add_argument("second_commits", nargs=2, metavar="COMMIT")
     parser.add_argument("--run", nargs=3, metavar=("RUN", "FIRST_COMMIT", "COMMIT"))
     parser.add_argument("--second-precision", default="bf16", help="what `auto` was for SECOND, to be told in the file")
     parser.add_argument("--best", action="store_true", help="of SECOND the best validation instead of the end")
@@ -44,7 +45,8 @@ def main() -> None:
         first, said = trained(Path(run), commits, arguments.blend)
     else:
         first, said = packed()
-    second = chosen_of(arguments.second, last=not arguments.best)
+    second = chosen_of(arguments.second / "unet_second", last=not arguments.best)
+    before, commit = arguments.second_commits
     export(
         first,
         TARGET,
@@ -54,12 +56,14 @@ def main() -> None:
         second_share=arguments.second_share,
         metadata={
             **said,
-            "second_commit": arguments.second_commit,
+            "second_commit": commit,
+            "second_first_run": json.dumps(origin(arguments.second / "unet", before)),
             "second_precision": arguments.second_precision,
             "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
         },
     )
-    shutil.copyfile(arguments.second / "log.csv", ROOT / "docs" / "training_log_unet.csv")
+    for name in ("unet", "unet_second"):
+        shutil.copyfile(arguments.second / name / "log.csv", ROOT / "docs" / f"training_log_{name}.csv")
     print(f"{TARGET} ({TARGET.stat().st_size / 2**20:.1f} MiB): steps {first['step']} and {second['step']}")
 
 
@@ -71,18 +75,25 @@ def trained(run: Path, commits: list[str], blend: float) -> tuple[dict[str, Any]
         name: torch.lerp(before["averaged"][name], values, blend) if values.is_floating_point() else values
         for name, values in chosen["state"].items()
     }
-    origin = {
-        "commit": commits[0],
-        "steps": before["step"],
-        "schedule": before["schedule"],
-        "options": before["identity"]["options"],
-    }
     for name in ("first", "second"):
         shutil.copyfile(run / name / "log.csv", ROOT / "docs" / f"training_log_{name}.csv")
     return chosen | {"state": state}, {
         "commit": commits[1],
-        "first_run": json.dumps(origin),
+        "first_run": json.dumps(origin(run / "first", commits[0])),
         "blend": f"{blend:g} of this run's weights, the rest of those the first run ended with",
+    }
+
+
+def origin(run: Path, commit: str) -> dict[str, Any]:
+    """Of a run from whose end another went on."""
+    before = torch.load(run / "last.pt", weights_only=True)
+    identity = before["identity"]
+    return {
+        "commit": commit,
+        "steps": before["step"],
+        "schedule": before["schedule"],
+        "options": identity["options"],
+        "draws": identity["draws"],
     }
 
 

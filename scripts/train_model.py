@@ -2,7 +2,8 @@
 
 DATA holds `musdb18-7/` (MUSDB18, its 7-second sample) and `mir1k/`. The model's first network has two runs, one after
 the other: the first from random weights; the second goes on from its averaged weights, with more singers of MIR-1K and
-the loss that the SDR is made of. Its second, with `--network unet`, has one, with those singers and that loss.
+the loss that the SDR is made of. Its second, with `--network unet`, has two as well: one with those singers and that
+loss, and one that goes on with songs that are more often whole, faster or slower, equalised, wider or narrower.
 RUN_FOLDER gets the decoded audio and a folder for each run. Killed and started again with the same command, it goes on
 where it stopped.
 """
@@ -34,6 +35,10 @@ SECOND = (
     {"mir1k_vocals": 0.4},
 )
 CONVOLUTIONAL = TrainOptions(steps=3000, loss="error-energy", network="unet", seed=2), {"mir1k_vocals": 0.4}
+CONVOLUTIONAL_SECOND = (
+    TrainOptions(steps=1500, loss="error-energy", network="unet", learning_rate=7e-4, seed=3),
+    {"mir1k_vocals": 0.4, "own_song": 0.4, "augment": {"speed": 0.7, "eq": 0.3, "width": 0.3, "reverb": 0.3}},
+)
 
 
 class Enough(Exception):
@@ -66,7 +71,12 @@ def main() -> None:
         if arguments.replay is not None:
             print_steps(replay(packed, config, options, arguments.replay, draws=draws))
             return
-        print("\nrun:", fit(packed, config, options, arguments.run / "unet", draws=draws, progress=Line()))
+        first, second = arguments.run / "unet", arguments.run / "unet_second"
+        print("\nfirst run:", fit(packed, config, options, first, draws=draws, progress=Line()))
+        further, other_draws = CONVOLUTIONAL_SECOND
+        start = start_as(first / "last.pt")
+        best = fit(packed, config, further, second, draws=other_draws, initial=start, progress=Line())
+        print("\nsecond run:", best)
         return
     if arguments.network == "openunmix":  # whose best rate is twice ours, by the ablation
         config = dataclasses.replace(CONFIG, branches=("linear",), mask="relu")

@@ -38,6 +38,7 @@ FINE = 8  # channels that reach the full resolution again
 NEAR = 4  # frames that a kept one depends on in the uppermost level
 STEP = 4  # frames of that level for one of the level below
 AT_ONCE = 24  # rows of the level below that are done there at a time
+ABREAST = 8  # bins that the last convolution makes as if they were one: libraries fill few outputs up to 8 or 16
 
 
 class Over(nn.Module):
@@ -176,7 +177,7 @@ class Conv:
     stride: tuple[int, int] = (1, 1)
 
     def __call__(self, values: Tensor) -> Tensor:
-        around = self.weight.shape[-1] // 2
+        around = self.weight.shape[-2] // 2
         return functional.conv2d(values, self.weight, self.bias, self.stride, around)
 
 
@@ -296,7 +297,8 @@ class Folded:
         values = self._merged(0, values[:, :, a:b], [skip])
         values = functional.conv_transpose2d(values, self.last.weight, self.last.bias, self.last.stride).relu_()
         values = self.out(torch.cat([values, seen[:, :-1, STEP * (a - c) : STEP * (b - c)]], dim=1))
-        return values[0, :, first - STEP * a : last - STEP * a].sigmoid().transpose(0, 1)
+        kept = values[0, :, first - STEP * a : last - STEP * a].sigmoid()
+        return kept.unflatten(0, (ABREAST, -1)).permute(2, 1, 3, 0).flatten(2)
 
 
 @torch.no_grad()
@@ -322,6 +324,14 @@ def folded(net: UNet) -> Folded:
     def block(of: Block) -> FoldedBlock:
         return FoldedBlock(conv(of.conv1, of.norm1), conv(of.conv2, of.norm2), over(of.over))
 
+    def abreast(of: Conv) -> Conv:
+        outputs, inputs, high, wide = of.weight.shape
+        weight = of.weight.new_zeros(ABREAST, outputs, inputs, high, wide + ABREAST - 1)
+        for number in range(ABREAST):
+            weight[number, ..., number : number + wide] = of.weight
+        weight = weight.flatten(0, 1).to(memory_format=torch.channels_last)
+        return Conv(weight, of.bias.repeat(ABREAST), (1, ABREAST))
+
     top, *inner = net.merge
     assert isinstance(top, nn.Sequential)
     return Folded(
@@ -335,5 +345,5 @@ def folded(net: UNet) -> Folded:
         up=[conv(one) for one in net.up],
         merge=[FoldedBlock(conv(top[0], top[1])), *(block(cast(Block, one)) for one in inner)],
         last=conv(net.last),
-        out=conv(net.out),
+        out=abreast(conv(net.out)),
     )
