@@ -159,5 +159,5 @@ def test_without_openunmix_the_error_is_the_command_that_mends_it(
         return honest(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", refuses)
-    with pytest.raises(MissingExtraError, match=r"pip install 'umx-ext\[research\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '.\[research\]'"):
         OpenUnmixNet(CONFIG)

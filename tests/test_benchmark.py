@@ -355,7 +355,7 @@ def test_dask_workers_give_the_same_numbers(corpus: Path, model: str, tmp_path: 
 
 def test_a_cluster_that_is_not_there_is_named(corpus: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "distributed", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'umx-ext\[dask\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '.\[dask\]'"):
         benchmark(corpus, model, dask="tcp://127.0.0.1:1")
 
 

@@ -164,5 +164,5 @@ def test_a_branch_of_somebodys_own_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_onnx_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"onnxruntime, which cannot be imported .*umx-ext\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"onnxruntime, which cannot be imported .*pip install '.\[onnx\]'"):
         onnx_file.export(separator(SMALL), tmp_path / "model.onnx", sound(SMALL))
