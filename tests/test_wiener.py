@@ -231,6 +231,29 @@ def test_windows_know_nothing_of_each_other() -> None:
     assert not torch.allclose(wiener(magnitudes, mixture, window=None), torch.cat(pieces, dim=1))
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("niter", [0, 1, 2])
+@pytest.mark.parametrize("window, frames", [(40, 217), (150, 320), (10, 9)])
+def test_windows_side_by_side_are_those_one_after_the_other(monkeypatch, channels, niter, window, frames) -> None:
+    """As a GPU has them: in groups, the last one shorter, each with a scale of its own."""
+    magnitudes, mixture = scene(channels, 2, frames=frames)
+    louder = torch.linspace(0, 4, frames).exp()[:, None, None]  # no window has the next one's peak
+    magnitudes, mixture = magnitudes * louder, mixture * louder
+    expected = wiener(magnitudes, mixture, niter=niter, window=window, residual=True)
+    calls = []
+    original = module.filter_window
+
+    def noting(*arguments, windows, **options):
+        calls.append(windows)
+        return original(*arguments, windows=windows, **options)
+
+    monkeypatch.setattr(module, "filter_window", noting)
+    monkeypatch.setattr(module, "_together", lambda device: 2)
+    found = wiener(magnitudes, mixture, niter=niter, window=window, residual=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert calls == {217: [2, 2, 1, 1], 320: [2, 1], 9: [1]}[frames]
+
+
 def test_a_batch_equals_a_loop() -> None:
     scenes = [scene(2, 2, seed=seed) for seed in range(4)]
     magnitudes = torch.stack([50 * part for part, _ in scenes]).view(2, 2, 2, 24, 2, 17)

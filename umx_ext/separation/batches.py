@@ -4,14 +4,16 @@ A BLSTM's steps follow one another, however wide the device is, so the networks 
 to one length, because packed sequences cost a BLSTM its fastest algorithms and a look at the host. Whatever follows the
 networks is wide enough block by block, which bounds memory.
 
-On CUDA nothing waits: a batch is put into the device's queue when it is made, with its transfers from and to pinned
-memory, and only who asks for a result waits for it. Between the waveform that goes there and the estimates, windowed
-and overlap-added, that come back nothing returns to the host.
+On CUDA a batch is put into the device's queue when it is made, with its transfers from and to pinned memory, and only
+who asks for a result waits for it. The queue takes about a thousand operations: who adds more waits for the first of
+them. Between the waveform that goes there and the estimates, windowed and overlap-added, that come back nothing returns
+to the host.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,8 +30,10 @@ __all__ = ["RESIDUAL", "Batch", "Block", "Recipe", "abreast", "filter_input", "i
 RESIDUAL = "residual"
 
 _MOST, _MOST_S = 16, 500.0  # blocks of a batch, and seconds in all: what waits for a batch is kept on the host
-_PLANES, _PLANES_A_BLOCK = 30, 6  # float32 spectrograms of a block that are alive together, counted for one stem,
+_PLANES, _PLANES_A_BLOCK = 40, 16  # float32 spectrograms of a block that are alive together, counted for one stem,
 _MORE, _MORE_A_BLOCK = 8, 2  # and for each stem more
+
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -133,14 +137,14 @@ class Batch:
         """Something that waits for the result on the host and returns it there."""
         if self._device.type != "cuda":
             return lambda: result.cpu()
-        host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        host = torch.empty(result.shape, dtype=result.dtype, device="cpu", pin_memory=True)
         host.copy_(result, non_blocking=True)
         arrived = torch.cuda.Event(blocking=True)
         arrived.record(torch.cuda.current_stream(self._device))
 
         def waited() -> Tensor:
             arrived.synchronize()
-            return host
+            return host.clone()  # pinned memory is dear: torch uses it again for what comes next, if nobody keeps it
 
         return waited
 
@@ -154,7 +158,9 @@ def in_batches(
         torch.cuda.OutOfMemoryError: it does not hold a single block either.
     """
     try:
-        return [Batch(nets, config, device, blocks, recipe)]
+        # One thread at a time: a batch is given half of what is free, and what it is done with is free for the next.
+        with _making:
+            return [Batch(nets, config, device, blocks, recipe)]
     except torch.cuda.OutOfMemoryError:
         if len(blocks) == 1:
             raise

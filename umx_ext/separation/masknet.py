@@ -19,7 +19,7 @@ from torch.nn import functional
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import build_branch
 from umx_ext.separation.config import Config
-from umx_ext.separation.network import Network
+from umx_ext.separation.network import Network, autocast_to_bf16, in_half
 from umx_ext.separation.norms import Norm
 from umx_ext.separation.unet import UNet
 
@@ -63,8 +63,13 @@ class Encoder(nn.Module):
 
     def followed(self, hidden: Tensor) -> Tensor:
         """What `encoded` gave, `(frames, batch, hidden)`, -> that beside the BLSTM's, `(frames, batch, 2 * hidden)`."""
-        recurrent, _ = self.lstm(hidden)
-        return torch.cat([hidden, recurrent], dim=-1)
+        if hidden.is_cuda and autocast_to_bf16():
+            # Whatever autocast is asked for, cuDNN's LSTM gets float16, and nothing keeps its gradients from vanishing.
+            with torch.autocast("cuda", enabled=False):
+                recurrent, _ = self.lstm(hidden.float())
+        else:
+            recurrent, _ = self.lstm(hidden)
+        return torch.cat([hidden, recurrent.to(hidden.dtype)], dim=-1)
 
     def forward(self, magnitude: Tensor) -> Tensor:
         """`(batch, frames, channels, bins)` -> `(frames, batch, 2 * hidden)`: encoder output beside BLSTM output."""
@@ -117,7 +122,7 @@ class MaskNet(Network):
         batch, count = magnitude.shape[:2]
         encoders = cast(Iterable[Encoder], self.encoders.values())
         encoded = [(encoder, encoder.encoded(magnitude)) for encoder in encoders]
-        with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():
+        with in_half(magnitude.device) if half else nullcontext():
             return self._decoded([encoder.followed(hidden) for encoder, hidden in encoded], batch, count)
 
     def _decoded(self, parts: Sequence[Tensor], batch: int, count: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from umx_ext.errors import ModelError
 from umx_ext.separation.config import Config
 
-__all__ = ["Network"]
+__all__ = ["Network", "autocast_to_bf16", "in_half"]
 
 
 class Network(nn.Module):
@@ -54,3 +55,15 @@ class Network(nn.Module):
                 f"expected a spectrogram (batch, channels, bins, frames) with {expected[0]} channels and {expected[1]} "
                 f"bins, got {found[0]} channels and {found[1]} bins"
             )
+
+
+def in_half(device: torch.device) -> torch.autocast:
+    """Products and convolutions in float16. No copies of weights are kept: each is used once, maybe by two threads."""
+    return torch.autocast(device.type, torch.float16, cache_enabled=False)
+
+
+def autocast_to_bf16() -> bool:
+    """Whether products on a CUDA device are being made in bfloat16."""
+    asked = getattr(torch, "get_autocast_dtype", None)  # since 2.4
+    dtype = torch.get_autocast_gpu_dtype() if asked is None else asked("cuda")
+    return torch.is_autocast_enabled() and dtype == torch.bfloat16

@@ -53,7 +53,7 @@ class Options:
         fast: round what goes into the networks' products: on a CPU to integers of 12 bits where that is faster, which
             is where the package's compiled loops are used (a U-Net's convolutions stay float32); on CUDA devices to
             half precision. On a CPU it changes stems by -65 dB of the mixture or less, by -57 dB where that lies 40 dB
-            above full scale (docs/performance.md). Without, a BLSTM on a CUDA device still has what
+            above full scale (docs/performance.md). Without, BLSTMs and convolutions on a CUDA device still have what
             ``torch.backends.cudnn`` allows, which by torch's default is TF32.
     """
 

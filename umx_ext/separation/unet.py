@@ -24,7 +24,7 @@ from torch.nn import functional
 from umx_ext.errors import ModelError
 from umx_ext.separation.branches import Branch, build_branch
 from umx_ext.separation.config import Config
-from umx_ext.separation.network import Network
+from umx_ext.separation.network import Network, in_half
 from umx_ext.separation.norms import Norm2d, affine, plain
 
 __all__ = ["GRID", "REACH", "Folded", "UNet", "folded"]
@@ -55,9 +55,12 @@ class Over(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """`(batch, channels, frames, frequencies)` -> the same shape."""
         # Channels are innermost in memory: a product from the left leaves them there.
-        inner = torch.matmul(self.narrow.weight, values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        narrow, wide = self.narrow.weight, self.wide.weight
+        if not torch.is_grad_enabled():  # a matrix that could have a gradient makes torch lay out everything anew
+            narrow, wide = narrow.detach(), wide.detach()
+        inner = torch.matmul(narrow, values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         inner = torch.relu(self.norm1(inner)).permute(0, 2, 3, 1)
-        outer = torch.matmul(self.wide.weight, inner).permute(0, 3, 1, 2)
+        outer = torch.matmul(wide, inner).permute(0, 3, 1, 2)
         return values + torch.relu(self.norm2(outer))
 
 
@@ -137,7 +140,7 @@ class UNet(Network):
         _, count, _, bins = magnitude.shape
         seen = view(self.branch(magnitude), self.mean, self.scale, self.ramp, -(-count // GRID) * GRID)
         half = half and bool(getattr(self.branch, "log", False))
-        with torch.autocast(magnitude.device.type, torch.float16) if half else nullcontext():
+        with in_half(magnitude.device) if half else nullcontext():
             values = self._decided(seen)
         features = self.branch.features
         values = torch.sigmoid(values[:, :, :count, :features].to(magnitude.dtype)).permute(0, 2, 1, 3)

@@ -53,6 +53,7 @@ _FEW = 128
 # Bins of all frames that a thread filters at a time, on a CPU: with fewer, threads wait for the interpreter; more cost
 # memory and leave the cache.
 _PLANE = 1 << 17
+_TOGETHER = 8  # windows that anything but a CPU filters at a time: it has many hands, and each call costs the same
 _ASKED = 2  # such chunks for which the masks are asked at once
 
 
@@ -94,16 +95,21 @@ def wiener(
     flat_magnitudes = magnitudes.reshape(songs, *magnitudes.shape[-4:])
     flat_mixture = mixture.reshape(songs, *mixture.shape[-3:])
     recording = torch.is_grad_enabled() and (mixture.requires_grad or magnitudes.requires_grad)
-    direct = not recording and planar.plain(mixture) and planar.plain(magnitudes)
+    together = 1 if recording else _together(mixture.device)
+    direct = not recording and together == 1 and planar.plain(mixture) and planar.plain(magnitudes)
     estimates = mixture.new_empty((songs, *shape[-4:]))
     windows = []
     for song in range(songs):
-        for start in range(0, frames, step):
-            part = slice(start, start + step)
-            claims, out = flat_magnitudes[song, :, part], estimates[song, :, part]
+        for start, count in _groups(frames, step, together):
+            part = slice(start, start + step * count)
+            here, claims, out = flat_mixture[song, part], flat_magnitudes[song, :, part], estimates[song, :, part]
+            if count > 1:
+                here, claims, out = (_side_by_side(values, count) for values in (here, claims, out))
+                here, claims = here.flatten(-2), claims.flatten(-2)
             filtered = filter_window(
                 lambda rows, claims=claims: list(claims[:, rows]),  # type: ignore[misc]
-                parts(flat_mixture[song, part]),
+                parts(here),
+                windows=count,
                 of_magnitudes=True,
                 niter=niter,
                 residual=residual,
@@ -116,12 +122,33 @@ def wiener(
                 elif not direct:
                     for source, channels in enumerate(planes):
                         for channel, plane in enumerate(channels):
-                            out[source, chunk, channel] = plane
+                            out[source, chunk, channel] = plane.view(out[source, chunk, channel].shape)
     if windows:
         count = len(windows) // songs
         joined = [torch.cat(windows[at : at + count], dim=1) for at in range(0, len(windows), count)]
         return torch.stack(joined).view(shape)
     return estimates.view(shape)
+
+
+def _together(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else _TOGETHER
+
+
+def _groups(frames: int, step: int, together: int) -> Iterator[tuple[int, int]]:
+    """Where some whole windows begin, and how many they are; the last one may be shorter than a window."""
+    start = 0
+    while start < frames:
+        count = max(1, min(together, (frames - start) // step))
+        yield start, count
+        start += count * step
+
+
+def _side_by_side(values: Tensor, count: int) -> Tensor:
+    """Windows one after the other, `(..., count * frames, channels, bins)`, as one of more bins.
+
+    No bin knows of another. What is returned is `(..., frames, channels, count, bins)`.
+    """
+    return values.unflatten(-3, (count, -1)).movedim(-4, -2)
 
 
 def _check(magnitudes: Tensor, mixture: Tensor, niter: int, window: int | None) -> None:
@@ -188,6 +215,7 @@ def filter_window(
     masks: Callable[[slice], Sequence[Tensor]],
     mixture: Tensor,
     *,
+    windows: int = 1,
     of_magnitudes: bool = False,
     niter: int = 1,
     residual: bool = False,
@@ -201,6 +229,7 @@ def filter_window(
         masks: asked for some of the frames, gives for each source real `(those frames, channels, bins)`: what to
             multiply the mixture with for a first estimate.
         mixture: real and imaginary parts `(channels, 2, frames, bins)`, as `parts` gives them.
+        windows: so many stand side by side, the bins of one after those of another.
         of_magnitudes: the masks come multiplied with the mixture's magnitudes.
         niter: iterations.
         residual: append the residual source, whose mask is 1 minus the others.
@@ -225,7 +254,8 @@ def filter_window(
     first_masks = next(asked)
     sources = len(first_masks) + residual
     wanted = range(sources) if wanted is None else wanted
-    compiled = not recording and planar.ready(mixture, sources) and planar.takes(first_masks, mixture[:, :, chunks[0]])
+    compiled = not recording and windows == 1 and planar.ready(mixture, sources)
+    compiled = compiled and planar.takes(first_masks, mixture[:, :, chunks[0]])
     tiny = torch.finfo(mixture.dtype).eps ** 3.5 if of_magnitudes else None  # a mask is large where the mixture is 0
 
     def at(chunk: slice) -> list[Parts]:
@@ -253,7 +283,7 @@ def filter_window(
         return
 
     complex_dtype = mixture.dtype.to_complex()
-    moments = _Moments(sources, mixture.dtype)
+    moments = _Moments(sources, mixture.dtype, windows)
     widen = _precise if frames < _FEW else _as_it_is
     for chunk, claims in zip(chunks, chain([first_masks], asked), strict=True):
         if compiled and frames >= _FEW and planar.takes(claims, mixture[:, :, chunk]):
@@ -271,7 +301,7 @@ def filter_window(
             for chunk, powers in zip(chunks, moments.powers, strict=True):
                 yield chunk, apply(mixture[:, :, chunk], powers, wanted, into(chunk))
             return
-        following = _Moments(sources, mixture.dtype)
+        following = _Moments(sources, mixture.dtype, windows)
         for chunk, powers in zip(chunks, moments.powers, strict=True):
             if by_loops is None:
                 following.add(gains.apply(mixture[:, :, chunk], powers, range(sources), None))
@@ -323,18 +353,24 @@ class _Moments:
         powers: for each chunk, for each source, `(frames, bins)`: v_j.
         sums: for each source, the distinct entries of ``sum_t y y^H``, as `_products` orders them; `(bins,)`, in double
             precision where the device has it: those of a chunk are rounded, those of a window are not.
-        peak_power: largest squared magnitude of the mixture so far.
+        peak_power: largest squared magnitude of the mixture so far; of several windows, for each bin that of its own.
     """
 
-    def __init__(self, sources: int, dtype: torch.dtype) -> None:
+    def __init__(self, sources: int, dtype: torch.dtype, windows: int) -> None:
         self.dtype = dtype
+        self.windows = windows
         self.powers: list[Planes] = []
         self.sums: list[list[Tensor]] = [[] for _ in range(sources)]
         self.peak_power = torch.zeros(())
 
     def add_masked(self, products: Sequence[Plane], masks: Sequence[Sequence[Tensor]], channels: int) -> None:
         """The first estimates are masks, `(frames, bins)` for each channel, times a mixture with these `_products`."""
-        peak = torch.stack([product.amax() for product in products[:channels]]).amax()
+        if self.windows == 1:
+            peak = torch.stack([product.amax() for product in products[:channels]]).amax()
+        else:
+            of_bins = torch.stack([product.amax(0) for product in products[:channels]]).amax(0)
+            of_windows = of_bins.unflatten(0, (self.windows, -1))
+            peak = of_windows.amax(1, keepdim=True).expand_as(of_windows).flatten()
         self.peak_power = torch.maximum(self.peak_power, peak) if self.powers else peak
         self.powers.append(
             [self._add(source, self._masked(products, of_source)) for source, of_source in enumerate(masks)]

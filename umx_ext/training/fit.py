@@ -245,7 +245,7 @@ class _Run:
             raise UsageError(f"expected a batch of at least one example a process ({group.size}), got {options.batch}")
         self.pack, self.config, self.options, self.folder = pack, config, options, folder
         self.device, self.group = device, group
-        self.precision = _precision(options.precision, device)
+        self.precision = _precision(options, device)
         torch.manual_seed(options.seed)  # of the forked generator, not the caller's
         samples = round(options.excerpt_s * config.sample_rate)
         self.remixer = Remixer(pack, remix=options.remix, samples=samples, **draws)
@@ -444,12 +444,19 @@ def build_network(config: Config, options: TrainOptions) -> nn.Module:
     return MaskNet(config)
 
 
-def _precision(asked: str, device: torch.device) -> str:
+def _precision(options: TrainOptions, device: torch.device) -> str:
     """What `auto` means on this device; fp16 is for GPUs."""
+    asked = options.precision
     if asked == "fp16" and device.type == "cpu":
         raise UsageError("fp16 is for GPUs: give precision float32, bf16 or auto on a CPU")
+    # cuDNN's LSTM makes float16 of it, whose gradients nothing scales; our own network steps out of it there.
+    foreign = device.type == "cuda" and options.network == "openunmix"
+    if asked == "bf16" and foreign:
+        raise UsageError("open-unmix's network is not trained in bf16 on a GPU: give precision float32, fp16 or auto")
     if asked != "auto":
         return asked
+    if foreign:
+        return "float32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "float32"
     # Emulated where the CPU has no units for it, which is slower than float32.

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -75,7 +76,8 @@ def joined(device: torch.device) -> Iterator[Group]:
         return
     ours = not torch.distributed.is_initialized()
     if ours:
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # While one validates the others wait, which must not look like a process that hangs.
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # where objects are sent from
             yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
