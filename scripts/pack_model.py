@@ -1,13 +1,12 @@
-"""Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py SECOND COMMIT COMMIT [--run ...]
+"""Pack runs of `scripts/train_model.py` into the package: scripts/pack_model.py SECOND COMMIT ... [--run ...]
 
-SECOND is the folder in which `--network unet` made its two runs, and the commits are the revisions whose trainer made
-the first and the second. `--run RUN COMMIT COMMIT` is the same for the two runs of the first network; without it the
+SECOND is the folder in which `--network unet` made its runs, and the commits are the revisions whose trainers made
+them, one after the other. `--run RUN COMMIT COMMIT` is the same for the two runs of the first network; without it the
 first network stays what it is in the package.
 
 Writes `umx_ext/weights/umx_ext.safetensors` (fp16, with the metadata that say where it comes from) and copies the logs
 to `docs/`. Of RUN the averaged weights with the best median on the 14 validation songs are taken, and averaged with
-those that its first run ended with; of SECOND those its second run ended with, or with --best those with the best
-median.
+those that its first run ended with; of SECOND those its last run ended with, or with --best those with the best median.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from train_model import CONVOLUTIONAL
 
 from umx_ext.separation import pretrained
 from umx_ext.training.export import chosen_of, export
@@ -31,7 +31,7 @@ SAID = ("commit", "first_run", "blend")  # of the first network, in the file's m
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("second", type=Path)
-    parser.add_argument("second_commits", nargs=2, metavar="COMMIT")
+    parser.add_argument("second_commits", nargs="+", metavar="COMMIT")
     parser.add_argument("--run", nargs=3, metavar=("RUN", "FIRST_COMMIT", "COMMIT"))
     parser.add_argument("--second-precision", default="bf16", help="what `auto` was for SECOND, to be told in the file")
     parser.add_argument("--best", action="store_true", help="of SECOND the best validation instead of the end")
@@ -45,8 +45,9 @@ def main() -> None:
         first, said = trained(Path(run), commits, arguments.blend)
     else:
         first, said = packed()
-    second = chosen_of(arguments.second / "unet_second", last=not arguments.best)
-    before, commit = arguments.second_commits
+    runs = dict(zip(CONVOLUTIONAL, arguments.second_commits, strict=False))  # folder -> commit
+    *before, last = runs
+    second = chosen_of(arguments.second / last, last=not arguments.best)
     export(
         first,
         TARGET,
@@ -56,13 +57,13 @@ def main() -> None:
         second_share=arguments.second_share,
         metadata={
             **said,
-            "second_commit": commit,
-            "second_first_run": json.dumps(origin(arguments.second / "unet", before)),
+            "second_commit": runs[last],
+            "second_runs_before": json.dumps([origin(arguments.second / name, runs[name]) for name in before]),
             "second_precision": arguments.second_precision,
             "license": "research and non-commercial use; see LICENSE-WEIGHTS.txt",
         },
     )
-    for name in ("unet", "unet_second"):
+    for name in runs:
         shutil.copyfile(arguments.second / name / "log.csv", ROOT / "docs" / f"training_log_{name}.csv")
     print(f"{TARGET} ({TARGET.stat().st_size / 2**20:.1f} MiB): steps {first['step']} and {second['step']}")
 

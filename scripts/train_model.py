@@ -2,10 +2,10 @@
 
 DATA holds `musdb18-7/` (MUSDB18, its 7-second sample) and `mir1k/`. The model's first network has two runs, one after
 the other: the first from random weights; the second goes on from its averaged weights, with more singers of MIR-1K and
-the loss that the SDR is made of. Its second, with `--network unet`, has two as well: one with those singers and that
-loss, and one that goes on with songs that are more often whole, faster or slower, equalised, wider or narrower.
-RUN_FOLDER gets the decoded audio and a folder for each run. Killed and started again with the same command, it goes on
-where it stopped.
+the loss that the SDR is made of. Its second, with `--network unet`, has three: one with those singers and that loss,
+and two that go on with songs that are more often whole, faster or slower, equalised, wider or narrower. RUN_FOLDER
+gets the decoded audio and a folder for each run. Killed and started again with the same command, it goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ SECOND = (
     TrainOptions(steps=2600, loss="error-energy", learning_rate=7e-4, seed=1, precision="float32"),
     {"mir1k_vocals": 0.4},
 )
-CONVOLUTIONAL = TrainOptions(steps=3000, loss="error-energy", network="unet", seed=2), {"mir1k_vocals": 0.4}
-CONVOLUTIONAL_SECOND = (
-    TrainOptions(steps=1500, loss="error-energy", network="unet", learning_rate=7e-4, seed=3),
-    {"mir1k_vocals": 0.4, "own_song": 0.4, "augment": {"speed": 0.7, "eq": 0.3, "width": 0.3, "reverb": 0.3}},
-)
+VARIED = {"mir1k_vocals": 0.4, "own_song": 0.4, "augment": {"speed": 0.7, "eq": 0.3, "width": 0.3, "reverb": 0.3}}
+AGAIN = TrainOptions(steps=1500, loss="error-energy", network="unet", learning_rate=7e-4)
+CONVOLUTIONAL = {  # folder -> run; each goes on from the averaged weights that the one before ended with
+    "unet": (TrainOptions(steps=3000, loss="error-energy", network="unet", seed=2), {"mir1k_vocals": 0.4}),
+    "unet-2": (dataclasses.replace(AGAIN, seed=3), VARIED),
+    "unet-3": (dataclasses.replace(AGAIN, seed=4), VARIED),
+}
 
 
 class Enough(Exception):
@@ -66,17 +68,7 @@ def main() -> None:
     packed, config = Pack(store), CONFIG
     (options, draws), (further, other_draws) = FIRST, SECOND
     if arguments.network == "unet":
-        config = dataclasses.replace(CONFIG, branches=("linear-log",))
-        options, draws = CONVOLUTIONAL
-        if arguments.replay is not None:
-            print_steps(replay(packed, config, options, arguments.replay, draws=draws))
-            return
-        first, second = arguments.run / "unet", arguments.run / "unet_second"
-        print("\nfirst run:", fit(packed, config, options, first, draws=draws, progress=Line()))
-        further, other_draws = CONVOLUTIONAL_SECOND
-        start = start_as(first / "last.pt")
-        best = fit(packed, config, further, second, draws=other_draws, initial=start, progress=Line())
-        print("\nsecond run:", best)
+        train_unet(packed, arguments.run, arguments.replay)
         return
     if arguments.network == "openunmix":  # whose best rate is twice ours, by the ablation
         config = dataclasses.replace(CONFIG, branches=("linear",), mask="relu")
@@ -96,6 +88,19 @@ def main() -> None:
     start = start_as(first / "last.pt")
     best = fit(packed, config, further, second, draws=other_draws, initial=start, progress=Line())
     print("\nsecond run:", best)
+
+
+def train_unet(packed: Pack, folder: Path, steps: int | None) -> None:
+    config = dataclasses.replace(CONFIG, branches=("linear-log",))
+    if steps is not None:
+        options, draws = CONVOLUTIONAL["unet"]
+        print_steps(replay(packed, config, options, steps, draws=draws))
+        return
+    start = None
+    for name, (options, draws) in CONVOLUTIONAL.items():
+        best = fit(packed, config, options, folder / name, draws=draws, initial=start, progress=Line())
+        print(f"\n{name}:", best)
+        start = start_as(folder / name / "last.pt")
 
 
 def steps_done(folder: Path) -> int:

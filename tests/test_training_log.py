@@ -49,17 +49,21 @@ def test_the_model_comes_from_the_second_run_as_the_script_has_it():
 
 
 def test_the_second_network_comes_from_the_u_nets_runs_as_the_script_has_them():
-    metadata = pretrained.read_metadata(FILE)
-    second, (options, draws) = json.loads(metadata["second_run"]), script().CONVOLUTIONAL_SECOND
+    metadata, runs = pretrained.read_metadata(FILE), script().CONVOLUTIONAL
+    second, before = json.loads(metadata["second_run"]), json.loads(metadata["second_runs_before"])
+    *names, last = list(runs)[: len(before) + 1]
+    options, draws = runs[last]
     assert json.loads(second["options"]) == dataclasses.asdict(options)
     assert json.loads(second["draws"]) == draws and second["data_sha256"] == metadata["data_sha256"]
     assert second["initial"] != "random" and json.loads(second["schedule"]) == [[0, options.steps]]
-    last = rows("training_log_unet_second.csv")[-1]
-    assert last["step"] == float(second["steps"]) == options.steps
-    assert last["valid_vocals_sdr_db"] == pytest.approx(float(second["valid_sdr_db"]), abs=1e-3)
-    before, (options, draws) = json.loads(metadata["second_first_run"]), script().CONVOLUTIONAL
-    assert before["options"] == dataclasses.asdict(options) and before["draws"] == draws
-    assert rows("training_log_unet.csv")[-1]["step"] == before["steps"] == options.steps
+    end = rows(f"training_log_{last}.csv")[-1]
+    assert end["step"] == float(second["steps"]) == options.steps
+    assert end["valid_vocals_sdr_db"] == pytest.approx(float(second["valid_sdr_db"]), abs=1e-3)
+    assert names[0] == "unet"
+    for name, run in zip(names, before, strict=True):
+        options, draws = runs[name]
+        assert run["options"] == dataclasses.asdict(options) and run["draws"] == draws and len(run["commit"]) >= 7
+        assert rows(f"training_log_{name}.csv")[-1]["step"] == run["steps"] == options.steps
 
 
 def test_open_unmixs_network_had_the_same_steps():
@@ -97,7 +101,7 @@ def test_the_first_steps_of_the_first_run_can_be_done_again(store: Path):
 def test_the_first_steps_of_the_u_nets_run_can_be_done_again(store: Path):
     """In bfloat16 where the processor computes in it, as in the run, and else in float32."""
     module = script()
-    options, draws = module.CONVOLUTIONAL
+    options, draws = module.CONVOLUTIONAL["unet"]
     config = dataclasses.replace(module.CONFIG, branches=("linear-log",))
     logged = [row["loss"] for row in rows("training_first_steps_unet.csv")]
     found = replay(Pack(store), config, options, 20, draws=draws)
