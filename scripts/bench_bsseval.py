@@ -1,6 +1,6 @@
-"""Our BSS Eval against museval 0.4.1, in turn: python scripts/bench_bsseval.py DATA
+"""Our BSS Eval against museval 0.4.1, in turn: python scripts/bench_bsseval.py MUSDB18
 
-DATA is a MUSDB18 root (its 7-second sample will do). Four minutes of stereo are made of its test songs one after the
+MUSDB18 is its root (its 7-second sample will do). Four minutes of stereo are made of its test songs one after the
 other, with oracle masks of the mixture as estimates: two targets and four. Each run is a process of its own with two
 threads; time counts from the arrays in memory (and from WAV files) to the figures, memory is the peak resident set of
 the whole process.

@@ -50,6 +50,8 @@ def main() -> None:
 
     from umx_ext import audio
 
+    if arguments.songs <= FEW:
+        parser.error(f"expected more than {FEW} songs, got {arguments.songs}")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu tries the script")
     with tempfile.TemporaryDirectory() as name:

@@ -45,6 +45,8 @@ def main() -> None:
         first, said = trained(Path(run), commits, arguments.blend)
     else:
         first, said = packed()
+    if len(arguments.second_commits) > len(CONVOLUTIONAL):
+        parser.error(f"expected a commit for each of {', '.join(CONVOLUTIONAL)}, or for the first of them")
     runs = dict(zip(CONVOLUTIONAL, arguments.second_commits, strict=False))  # folder -> commit
     *before, last = runs
     second = chosen_of(arguments.second / last, last=not arguments.best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -38,7 +39,8 @@ SMALL += ["--hidden", "8", "--batch", "2", "--excerpt-s", "0.5", "--warmup", "1"
 
 def test_the_help_names_whatever_can_be_named():
     for owner, setting in ((Shape, "branches"), (Options, "remix"), (Options, "loss"), (Draws, "augment")):
-        (said,) = re.findall(rf"^        {setting}: (.*?)(?=^        \w+: |\Z)", owner.__doc__, flags=re.M | re.S)
+        doc = inspect.cleandoc(owner.__doc__)
+        (said,) = re.findall(rf"^    {setting}: (.*?)(?=^    \w+: |\Z)", doc, flags=re.M | re.S)
         words = set(re.findall(r"[a-z][a-z0-9-]*", said))
         assert set(KNOWN[setting]) <= words, setting
         assert "`" not in owner.__doc__

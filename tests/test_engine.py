@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tests.peers import import_peer
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.separation import dense, planar
+from umx_ext.separation import engine as module
 from umx_ext.separation.batches import RESIDUAL
 from umx_ext.separation.branches import BRANCHES
 from umx_ext.separation.config import FUSIONS, Config
@@ -228,6 +229,35 @@ def test_the_number_of_workers_changes_no_bit(name: str) -> None:
         for threads in (1, 2, 3, 5)
     ]
     assert all(torch.equal(results[0], result) for result in results[1:])
+
+
+@pytest.mark.parametrize("name", ["U-Net", "pair with a U-Net"])
+def test_longer_tasks_of_long_songs_change_nothing_but_roundings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Where convolutions take part a task has more windows, from a length on that is the same for all workers."""
+    config = CONFIGS[name]
+    nets, waveform = networks(config), noise(config, 1000 * config.hop)
+    tasks: list[int] = []
+    original = module._Job._decode
+
+    def noting(job, hidden, windows, plan):
+        tasks.append(windows[-1][1] - windows[0][0])
+        return original(job, hidden, windows, plan)
+
+    def results() -> list[Tensor]:
+        return [
+            Engine(nets, config, threads=threads).overlap_added(waveform, 0, 1001, wiener_win_len=70, residual=True)
+            for threads in (1, 2, 5)
+        ]
+
+    monkeypatch.setattr(module._Job, "_decode", noting)
+    short = results()
+    assert max(tasks) <= module._TASK
+    tasks.clear()
+    monkeypatch.setattr(module, "_LONG", 1001)
+    long = results()
+    assert module._TASK < max(tasks) <= module._CONVOLVED
+    assert all(torch.equal(long[0], one) for one in long[1:]) and torch.equal(short[0], short[2])
+    assert_equal_to_rounding(long[0], short[0])
 
 
 def test_the_real_openunmix_gives_the_same_song(data: Path) -> None:

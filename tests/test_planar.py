@@ -116,6 +116,7 @@ def test_planes_that_are_parts_of_larger_ones(calls):
 def test_small_pieces_give_the_same(calls, monkeypatch):
     magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=BINS))
     whole = wiener(magnitudes, mixture)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(module, "_PLANE", 17 * BINS)
     torch.testing.assert_close(wiener(magnitudes, mixture), whole, rtol=1e-4, atol=1e-6)
     assert len(calls) > 4
@@ -127,6 +128,7 @@ def test_estimates_are_written_where_they_shall_be(monkeypatch, loops, niter):
     """No copy of a result is made: what a chunk is yielded as lies in what was given."""
     if not loops:
         without_loops(monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(module, "_PLANE", 40 * BINS)
     magnitudes, mixture = single(*scene(2, 2, frames=FRAMES, bins=BINS))
     out = torch.full((2, FRAMES, 2, BINS), float("nan"), dtype=torch.complex64)
@@ -194,7 +196,8 @@ def test_threads_change_nothing(calls, monkeypatch, threads, bins):
         return threads
 
     monkeypatch.setattr(planar, "_threads", more)
-    torch.testing.assert_close(wiener(magnitudes, mixture, residual=True, niter=2), alone, rtol=1e-6, atol=0)
+    shared = wiener(magnitudes, mixture, residual=True, niter=2)
+    assert relative_db(shared - alone, alone) < -130  # a compiler may round a thread's last bins otherwise
     assert len(asked) >= 4  # planes, moments, moments again, gains
 
 

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = {"README.md": README, "docs/performance.md": (ROOT / "docs" / "performance.md").read_text()}
+PAGES = {"README.md": README} | {
+    page: (ROOT / page).read_text() for page in ("docs/performance.md", "umx_ext/weights/umx_ext.md")
+}
 TABLES = [
     (page, *found)
     for page, text in PAGES.items()

@@ -240,6 +240,15 @@ def test_the_plain_path_of_other_devices_gives_the_same(power):
     assert torch.allclose(torch.cat(list(pieces), dim=-1), batched, atol=1e-5)
 
 
+def test_forward_does_not_filter_a_single_source():
+    """It would give back the mixture."""
+    model, waveform = separator(), music(RATE)[None]
+    with pytest.raises(UsageError, match="needs two sources, and vocals is the only target"):
+        model(waveform)
+    assert model(waveform, niter=0).shape[1] == 1
+    assert model(waveform, residual=True).shape[1] == 2
+
+
 @pytest.mark.parametrize("power", [1.0, 0.4])
 def test_the_separator_can_be_trained_through(power):
     model = separator(filter_power=power).train()

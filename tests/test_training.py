@@ -18,7 +18,7 @@ import torch
 from tests.toy_store import CONFIG, RATE
 from umx_ext.errors import AudioError, UsageError
 from umx_ext.evaluation.sdr import frame_sdr, median_sdr
-from umx_ext.training.fit import fit
+from umx_ext.training.fit import _precision, fit
 from umx_ext.training.losses import phase_sensitive_target
 from umx_ext.training.options import TrainOptions
 from umx_ext.training.remix import REMIXES, Remixer, active_level, wsj0_gains_db
@@ -258,3 +258,15 @@ def test_packing_real_songs_keeps_valid_apart_and_never_looks_at_test(data, tmp_
 def test_a_folder_without_songs_is_refused(tmp_path):
     with pytest.raises(AudioError, match="no songs"):
         find_tracks(tmp_path)
+
+
+def test_open_unmixs_network_steps_out_of_bf16_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's LSTM makes float16 of it, whatever is asked for; our own network does that part in float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    cuda, theirs = torch.device("cuda"), TrainOptions(network="openunmix")
+    assert _precision(theirs, cuda) == "float32"
+    assert _precision(TrainOptions(), cuda) == "bf16"
+    assert _precision(dataclasses.replace(theirs, precision="fp16"), cuda) == "fp16"
+    with pytest.raises(UsageError, match="precision float32, fp16 or auto"):
+        _precision(dataclasses.replace(theirs, precision="bf16"), cuda)
+    assert _precision(dataclasses.replace(theirs, precision="bf16"), torch.device("cpu")) == "bf16"

@@ -251,8 +251,8 @@ def _unknown_command(name: str) -> str:
         return f"{name} is no command; did you mean: umx-ext separate {name}"
     close = [command for command in COMMANDS if len(name) > 1 and command.startswith(name)]
     close = close or difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{name} is no command; {hint}there are {', '.join(COMMANDS)}; see umx-ext --help"
+    hint = f"; did you mean {close[0]}?" if close else ";"
+    return f"{name} is no command{hint} Commands are {', '.join(COMMANDS)}; see umx-ext --help"
 
 
 @contextlib.contextmanager

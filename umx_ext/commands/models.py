@@ -151,7 +151,7 @@ def verify(
     if bad:
         raise ModelError(
             f"not as it should be: {', '.join(bad)}; fetch it again with umx-ext models pull, or, if it came with "
-            "umx-ext, pip install --force-reinstall umx-ext"
+            "umx-ext, in umx-ext's folder: pip install . --force-reinstall --no-deps"
         )
     return 0
 

@@ -47,6 +47,7 @@ Result = TypeVar("Result")
 
 _TASK = 300  # frames of a decoding task: large enough for matrix products, small enough to stay lean
 _CONVOLVED = 2 * _TASK  # the same where there are convolutions, which need frames around these; for long songs
+_LONG = 4000  # frames, whatever the number of workers: shorter ones would have too few tasks
 _LINE = 16  # numbers of a line of the cache
 _CHUNK = 32  # frames that are transformed at a time: they fit the cache
 _MOST_WORKERS = 8  # each needs some 50 MB, and a BLSTM has but two directions
@@ -364,7 +365,7 @@ class _Job:
 
     def decode(self, hidden: list[Tensor], plan: _Plan) -> Iterator[Tensor]:
         """`(wanted sources, channels, samples)` as planned, piece by piece."""
-        long = self.convolutional and plan.last - plan.first >= 2 * self.count * _CONVOLVED
+        long = self.convolutional and plan.last - plan.first >= _LONG
         groups = _together(plan, _CONVOLVED if long else _TASK)
         tasks = [partial(self._decode, hidden, windows, plan) for windows in groups]
         reach: Tensor | None = None  # what the frames so far add to the blocks after them

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -248,7 +249,7 @@ def card(name: str) -> str:
     entry = _entry(name)
     written = WEIGHTS / f"{name}.md"
     if entry.files[0].embedded and written.is_file():
-        return written.read_text(encoding="utf-8")
+        return re.sub(r"<!--.*?-->\n", "", written.read_text(encoding="utf-8"))  # marks of tables for those who write
     shape = config(name)
     files = [f"- {file.location}" + (f" (SHA-256 {file.sha256})" if file.sha256 else "") for file in entry.files]
     return "\n".join(
