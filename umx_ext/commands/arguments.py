@@ -242,7 +242,14 @@ class Arguments:
         ),
     ] = "auto"
     jobs: Annotated[
-        int, defaulted("-j", "--jobs", group=_RUN, metavar="N", help="Songs at a time; each takes its own memory.")
+        int,
+        defaulted(
+            "-j",
+            "--jobs",
+            group=_RUN,
+            metavar="N",
+            help="Songs at a time; each takes its own memory. 2 is a third faster for many short files.",
+        ),
     ] = 1
     json: Annotated[
         bool, option("--json", group=_RUN, help="One line of JSON a song on standard output instead of text.")

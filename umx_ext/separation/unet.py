@@ -226,7 +226,7 @@ class FoldedBlock:
 
 @dataclass(frozen=True)
 class Folded:
-    """A network ready for inference on the CPU, without its batch norms."""
+    """A network ready for inference on the CPU, without its batch norms; `abreast` is `out` for several bins."""
 
     branch: Branch
     name: str
@@ -239,6 +239,7 @@ class Folded:
     merge: list[FoldedBlock]
     last: Conv
     out: Conv
+    abreast: Conv
 
     def mask(self, features: Tensor, frames: int, keep: slice) -> Tensor:
         """Masks of some frames in the midst of others.
@@ -299,7 +300,7 @@ class Folded:
         skip = self.stem(seen)[:, :, 2 * (a - c) : 2 * (b - c)]
         values = self._merged(0, values[:, :, a:b], [skip])
         values = functional.conv_transpose2d(values, self.last.weight, self.last.bias, self.last.stride).relu_()
-        values = self.out(torch.cat([values, seen[:, :-1, STEP * (a - c) : STEP * (b - c)]], dim=1))
+        values = self.abreast(torch.cat([values, seen[:, :-1, STEP * (a - c) : STEP * (b - c)]], dim=1))
         kept = values[0, :, first - STEP * a : last - STEP * a].sigmoid()
         return kept.unflatten(0, (ABREAST, -1)).permute(2, 1, 3, 0).flatten(2)
 
@@ -348,5 +349,6 @@ def folded(net: UNet) -> Folded:
         up=[conv(one) for one in net.up],
         merge=[FoldedBlock(conv(top[0], top[1])), *(block(cast(Block, one)) for one in inner)],
         last=conv(net.last),
-        out=abreast(conv(net.out)),
+        out=conv(net.out),
+        abreast=abreast(conv(net.out)),
     )
