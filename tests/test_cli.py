@@ -852,3 +852,11 @@ def test_only_the_process_of_the_command_separate_has_openmp_sleep(command: str,
     clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == str(policy)
+
+
+@pytest.mark.parametrize(
+    "word, hint", [("sep", "did you mean separate?"), ("seperate", "did you mean separate?"), ("xyz", "Commands are ")]
+)
+def test_the_beginning_of_a_command_is_enough_to_guess_it(run: Run, word: str, hint: str) -> None:
+    answer = run(word, "song.wav")
+    assert answer.code == 2 and hint in answer.err and ("did you mean" in answer.err) == ("did" in hint)

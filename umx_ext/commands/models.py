@@ -149,9 +149,11 @@ def verify(
             if not check.ok:
                 bad.append(f"{model} ({check.path}: {check.note})")
     if bad:
+        from umx_ext.commands.doctor import AGAIN
+
         raise ModelError(
             f"not as it should be: {', '.join(bad)}; fetch it again with umx-ext models pull, or, if it came with "
-            "umx-ext, in umx-ext's folder: pip install . --force-reinstall --no-deps"
+            f"umx-ext, {AGAIN}"
         )
     return 0
 

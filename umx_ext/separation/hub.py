@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from umx_ext.errors import UsageError
-from umx_ext.separation.separator import Separator
+from umx_ext.separation.separator import Separator, require_two_sources
 
 __all__ = ["Unmix"]
 
@@ -37,11 +36,7 @@ class Unmix(nn.Module):
     ) -> None:
         super().__init__()
         targets = separator.config.stems
-        if len(targets) == 1 and not residual and niter > 0:
-            raise UsageError(
-                f"the Wiener filter needs two sources, and {targets[0]} is the only target; "
-                "pass residual=True, or niter=0, or more targets"
-            )
+        require_two_sources(targets, niter, residual)
         rest = ("accompaniment" if targets == ("vocals",) else "residual",) if residual else ()
         self.separator = separator
         self.residual = residual

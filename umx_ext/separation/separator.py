@@ -79,6 +79,15 @@ class Options:
             raise UsageError(f"expected overlap_s in seconds of 0 or more, got {self.overlap_s}")
 
 
+def require_two_sources(stems: Sequence[str], niter: int, residual: bool) -> None:
+    """Raise a `UsageError` where the filter would have a single source, and give back the mixture."""
+    if len(stems) == 1 and not residual and niter > 0:
+        raise UsageError(
+            f"the Wiener filter needs two sources, and {stems[0]} is the only target; "
+            "pass residual=True, or niter=0, or more targets"
+        )
+
+
 class Separator(nn.Module):
     """A frozen `Config` and one network a stem.
 
@@ -147,11 +156,7 @@ class Separator(nn.Module):
         """
         self._check(waveform, batched=True)
         config = self.config
-        if len(self.nets) == 1 and not residual and niter > 0:
-            raise UsageError(
-                f"the Wiener filter needs two sources, and {config.stems[0]} is the only target; "
-                "pass residual=True, or niter=0, or more targets"
-            )
+        require_two_sources(config.stems, niter, residual)
         spectrum = stft(waveform, config.n_fft, config.hop)
         magnitude = spectrum.abs()
         magnitudes = torch.stack([net(magnitude) for net in self.nets.values()])
